@@ -1,0 +1,161 @@
+// The linear-layer kernels: y = x W^T for the dtypes and storages of docs/architecture.md.
+//
+//   MatrixSource --validate, choose_layout, pack--> PackedMatrix     (once, at load)
+//   x f32 [m, k] --quantize--> Activations                           (once per input, shared by q/k/v or gate/up)
+//   run(PackedMatrix, Activations, y, panels [begin, end))           (every thread, a slice of panels each)
+//
+// Panels are 16 output rows. A weight matrix [n, k] has ceil(n / 16) panels; rows and columns are padded inside.
+//
+// Numerics, the same for every row of the dispatch table, so outputs are bit-identical between rows, between any
+// split of the panels, and between m = 1 and m > 1 (fma is the correctly rounded one):
+//   float          y = fma chain over k ascending, from 0, weights converted to f32
+//   int8, group 0  acc = sum q_x q_w (int32, exact) - zero_point * sum q_w;  y = float(acc) * (scale_x * scale_w)
+//   grouped        acc_g exact; y = fma(float(acc_g) * scale_x[g], scale_w[g], y) over g ascending, from 0;
+//                  static zero point: then y = fma(-(float(zero_point) * scale_x), sum_g scale_w[g] * sum q_w, y)
+//
+// This header is the only one an ISA translation unit includes besides intrinsics, so it holds plain structs and
+// declarations: nothing here may be emitted as a weak symbol in VEX or EVEX code.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace paring::kernels {
+
+constexpr int32_t kPanelRows = 16;
+constexpr int32_t kStep = 8;          // integer layouts pad k to a multiple of this
+constexpr int32_t kMaxColumns = 65536;  // int32 accumulators stay exact up to here (checked by validate)
+constexpr size_t kAlignment = 64;
+constexpr size_t kOverread = 256;     // bytes readable past every packed buffer
+
+enum class DType : uint8_t { f32, f16, i8, i4 };
+enum class Storage : uint8_t { dense, bitmask };
+
+// How the input of a linear is represented while its dot products are taken.
+enum class InputMode : uint8_t {
+    f32,           // float weights: x as it is
+    int8_dynamic,  // symmetric, scale = amax / 127.5 per token
+    int8_static,   // q = clamp(rne(x / scale) + zero_point, -128, 127)
+    int16,         // weight-only: 15 bits per group of columns, q = rne(x / (amax_group / 16256))
+};
+
+// What quantize must produce. Two linears with the same input share one Activations when their specs are equal.
+struct InputSpec {
+    InputMode mode;
+    int32_t group;       // columns per scale; 0 = one per token. int16 always has groups
+    float scale;         // int8_static only, else 0
+    int32_t zero_point;  // int8_static only, else 0
+};
+
+// A matrix as it stands in graph.safetensors (row-major, portable). Borrowed pointers, any alignment.
+struct MatrixSource {
+    int32_t n, k;            // out, in
+    DType dtype;
+    Storage storage;
+    int32_t group;           // columns per weight scale; 0 = per output channel. 0 for f32/f16
+    const void* values;      // dense [n, k] or the kept values; i4: nibbles, low first, each row starts on a byte
+    size_t values_bytes;
+    const uint8_t* mask;     // bitmask only: [n, ceil(k / 8)], least significant bit first; else null
+    size_t mask_bytes;
+    const float* scales;     // [n, ceil(k / group)] or [n, 1]; null for f32/f16
+    size_t scales_count;
+    InputMode mode;          // f32 for f32/f16 matrices, never for integers
+    float input_scale;       // int8_static only
+    int32_t input_zero_point;
+};
+
+// Packed forms. "blocks" are 16 rows x 4 columns: byte 4 * row + column.
+enum class Layout : uint8_t {
+    f32_dense,     // [k][16] f32
+    f16_dense,     // [k][16] f16
+    f32_bitmask,   // [k] u16 masks, padded to 64 bytes; kept f32
+    i8_dense,      // [k/4] blocks of u8 = w + 128
+    i4_dense,      // [k/8] blocks of u8 = (w + 8), low nibble columns 0..3, high nibble columns 4..7
+    i8_bitmask,    // [k/4] u64 masks over a block; kept u8 = w + 128, in block order
+    i4_bitmask,    // [k/4] u64 masks over a block; kept nibbles w + 8, low first, in block order; each block on a byte
+    count,
+};
+
+// Owns one packed matrix. Immutable after pack; run reads it from any number of threads.
+// Panel p occupies data[offset[p] .. offset[p + 1]): that is also its cost for balancing threads.
+// Integer panels start with a header: 16 f32 scales per group ([groups][16]), then 16 i32 row sums (group 0)
+// or 16 f32 sums of scale * row sum (grouped); then the body described at Layout.
+struct PackedMatrix {
+    Layout layout;
+    InputSpec input;
+    int32_t n, k;
+    int32_t panels;
+    int32_t group;      // columns per step of the float accumulation; 0 = one int32 accumulation over k
+    int32_t groups;     // ceil(k / group), 1 when group = 0
+    int32_t scale_groups;  // weight scales stored per row: groups, or 1
+    size_t nonzeros;    // kept weights, as the source counts them
+    size_t bytes;       // bytes one run over all panels reads
+    uint8_t* data;
+    uint64_t* offset;   // [panels + 1]
+
+    PackedMatrix();
+    ~PackedMatrix();
+    PackedMatrix(PackedMatrix&& other) noexcept;
+    PackedMatrix& operator=(PackedMatrix&& other) noexcept;
+    PackedMatrix(const PackedMatrix&) = delete;
+    PackedMatrix& operator=(const PackedMatrix&) = delete;
+};
+
+// The input of m tokens in every representation a kernel may read. A view over memory the caller owns.
+struct Activations {
+    InputSpec spec;
+    int32_t m, k;
+    int32_t padded;    // k rounded up to kStep; columns k.. are zero
+    int32_t groups;    // ceil(k / spec.group), or 1
+    const float* x;    // [m, ldx]: the float input itself (borrowed, not copied)
+    size_t ldx;
+    size_t stride;     // bytes between tokens in hi and lo (elements in wide): padded rounded up to 64
+    int8_t* hi;        // [m, stride]  q, or for int16 the high plane: q = 128 * hi + lo
+    int8_t* lo;        // [m, stride]  int16 only: low plane, -64 .. 63
+    int16_t* wide;     // [m, stride]  q itself
+    float* scale;      // [m, groups]
+    int32_t* sum;      // [m, groups]  sum of q over the group
+};
+
+// x -> the planes of `out`, which bind_activations has laid out. Any x: a token (group) with an Inf or NaN gets
+// scale NaN and q = 0, so its outputs are NaN; amax = 0 gives q = 0. Tokens [begin, end) only, for threads.
+using QuantizeFn = void (*)(const Activations& out, int32_t begin, int32_t end);
+
+// y[t * ldy + row] for t in [0, m) and rows of panels [begin, end); no other element of y is touched.
+// `scratch` is run_scratch_bytes long, 64-byte aligned, one per thread. Never allocates.
+using RunFn = void (*)(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end,
+                       void* scratch);
+
+// One row of the dispatch table.
+struct KernelRow {
+    const char* name;
+    uint32_t features;  // every bit must be in cpu_features()
+    QuantizeFn quantize;
+    RunFn run[static_cast<size_t>(Layout::count)];  // null: this row never chooses that layout
+};
+
+// --- load time; plain C++, never in an ISA unit -------------------------------------------------------------
+
+// Throws std::invalid_argument (what is wrong, with both numbers) unless every size, the mask's population and
+// padding bits, group, scales and mode fit together.
+void validate(const MatrixSource& source);
+
+// The layout `row` runs fastest for this matrix; pack(source, layout) validates first. Throws std::bad_alloc.
+Layout choose_layout(const KernelRow& row, const MatrixSource& source);
+PackedMatrix pack(const MatrixSource& source, Layout layout);
+const char* layout_name(Layout layout);
+
+bool same_input(const InputSpec& a, const InputSpec& b);
+
+// Memory for the input of up to m tokens of k columns, 64-byte aligned by the caller.
+size_t activation_bytes(const InputSpec& spec, int32_t m, int32_t k);
+// Lays the planes out in `memory` (activation_bytes long). For InputMode::f32 nothing is needed (memory may be null).
+Activations bind_activations(void* memory, const InputSpec& spec, const float* x, size_t ldx, int32_t m, int32_t k);
+
+// Scratch one thread needs for run on this matrix, whatever m.
+size_t run_scratch_bytes(const PackedMatrix& matrix);
+
+// First panel of part `part` of `parts`, balanced by bytes; split_panels(w, parts, parts) == w.panels.
+int32_t split_panels(const PackedMatrix& matrix, int32_t part, int32_t parts);
+
+}  // namespace paring::kernels
