@@ -1,4 +1,4 @@
-"""Paring: recipes that pare language models down, and a CPU engine that is faster because of the zeros.
+"""Paring: recipes that pare language models down, and a CPU engine that is faster for it.
 
 The names below are loaded when first used, so that `import paring.engine` never imports torch.
 """

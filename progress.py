@@ -6,6 +6,6 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called with a label, units done, units in total, and an optional short note (e.g. a layer's error)."""
+    """Called with a label, units done and in total, and perhaps a short note (a layer's error)."""
 
     def __call__(self, label: str, done: int, total: int, note: str = "") -> None: ...

@@ -1,8 +1,9 @@
-"""Build of Paring: the repository root is the package `paring`, `cpp/` is its extension `paring.engine._core`.
+"""Build of Paring: the repository root is the package `paring`, `cpp/` its extension.
 
-Metadata lives in pyproject.toml; here is what it can't say. A source whose stem ends with the name of an instruction
-set (`linear_avx2.cpp`) is compiled with that set's flags and all others with none, so that one wheel runs on every CPU
-and `cpp/dispatch.cpp` picks a kernel row at run time. Files that have not changed are not compiled again.
+Metadata lives in pyproject.toml; here is what it can't say. A source whose stem ends with the name
+of an instruction set (`linear_avx2.cpp`) is compiled with that set's flags and all others with
+none, so that one wheel runs on every CPU and `cpp/dispatch.cpp` picks a kernel row at run time.
+Files that have not changed are not compiled again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ AVX512 = (
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512cd"),
     *("-mavx2", "-mfma", "-mf16c"),
 )
-# Suffix of a source's stem -> the architecture that has the instructions, and the flags that turn them on.
+# Suffix of a stem -> the architecture that has the instructions, the flags that turn them on.
 INSTRUCTION_SETS = {
     "avx2": ("__x86_64__", AVX2),
     "avx512": ("__x86_64__", AVX512),
@@ -48,7 +49,7 @@ def instruction_set(source: str) -> str | None:
 
 
 class BuildKernels(build_ext):
-    """Compiles each source with the flags of its instruction set, in parallel, and only if something changed."""
+    """Compiles changed sources in parallel, each with the flags of its instruction set."""
 
     def build_extension(self, ext: Extension) -> None:
         needed = {name for source in ext.sources if (name := instruction_set(source))}
@@ -68,18 +69,18 @@ class BuildKernels(build_ext):
             )
 
     def compiler_knows(self, name: str) -> bool:
-        """Whether the compiler builds for the architecture of this instruction set and knows its flags."""
+        """Whether the compiler targets the set's architecture and knows its flags."""
         architecture, flags = INSTRUCTION_SETS[name]
         probe = [*self.compiler.compiler_so_cxx, *flags, "-x", "c++", "-fsyntax-only", "-"]
         text = f"#ifndef {architecture}\n#error another architecture\n#endif\n"
         return subprocess.run(probe, input=text, text=True, capture_output=True).returncode == 0
 
     def compile_source(self, ext: Extension, source: str) -> str:
-        """Object file of one source; compiled unless a newer one made by the same command exists."""
+        """Object file of a source, compiled unless a newer one of the same command exists."""
         name = instruction_set(source)
         flags = [*BASELINE, *WARNINGS, *(INSTRUCTION_SETS[name][1] if name else ())]
         command = [*self.compiler.compiler_so_cxx, *flags, repr(ext.define_macros)]
-        # One folder per command line, so that changed flags or environment variables never meet old objects.
+        # One folder per command line: changed flags or variables never meet old objects.
         folder = Path(self.build_temp, hashlib.sha256(repr(command).encode()).hexdigest()[:12])
         (target,) = self.compiler.object_filenames([source], output_dir=str(folder))
         newest = max(os.path.getmtime(path) for path in [source, *ext.depends])

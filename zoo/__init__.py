@@ -1,0 +1,22 @@
+"""Models and texts by name: cards, stubs, download, verification, cache. Never imports torch."""
+
+from __future__ import annotations
+
+from .catalog import Card, ModelCard, TextCard, card, cards
+from .corpus import texts
+from .download import fetch, where
+from .store import cache_dir, lock, transaction
+
+__all__ = [
+    "Card",
+    "ModelCard",
+    "TextCard",
+    "cache_dir",
+    "card",
+    "cards",
+    "fetch",
+    "lock",
+    "texts",
+    "transaction",
+    "where",
+]
