@@ -1,7 +1,7 @@
 """The graph format as typed dataclasses: what `graph.json` says (docs/architecture.md, graph).
 
-`graph_file.read_graph` reads and verifies a folder into a `Graph`; `graph_file.GraphWriter` writes
-one. Tensor data are entries of `graph.safetensors` named `<tensor>/<part>`; `layout` gives the
+`graph_file.read_graph` reads and verifies a folder into a `Graph`; `graph_writer.GraphWriter`
+writes one. Tensor data are entries of `graph.safetensors` named `<tensor>/<part>`; `layout` gives the
 dtype and shape that each part must have.
 """
 
