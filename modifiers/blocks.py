@@ -1,0 +1,211 @@
+"""Walking a decoder block by block: find the blocks, capture what the model passes to them, replay one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import DataError, ModelError
+from .targets import select
+
+Observer = Callable[[torch.Tensor, torch.Tensor], None]
+"""Called with a module's input and output, each [batch, length, width]."""
+
+BATCH = 8  # calibration sequences per replayed batch
+
+
+def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The decoder blocks with their names: the longest list of same-class modules that is not inside another block.
+
+    Raises ModelError when the model has none.
+    """
+    found: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        same = isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1
+        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
+        if (
+            same
+            and not inside
+            and any(True for child in module.children() for _ in child.children())
+        ):
+            assert isinstance(module, nn.ModuleList)
+            found.append((name, module))
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no list of decoder blocks (an nn.ModuleList of modules of one class)"
+        )
+    name, blocks = max(found, key=lambda item: len(item[1]))
+    return [(f"{name}.{index}", block) for index, block in enumerate(blocks)]
+
+
+@dataclass
+class Call:
+    """What the model passes to a block besides the hidden states, for one batch."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Block:
+    """One decoder block in a one-shot pass, with the inputs it gets from the compressed blocks before it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        index: int,
+        module: nn.Module,
+        inputs: list[torch.Tensor],
+        calls: list[Call],
+    ) -> None:
+        self.model = model
+        self.name = name
+        self.index = index
+        self.module = module
+        self.inputs = inputs  # each [batch, length, width]
+        self._calls = calls
+
+    def modules(
+        self, targets: Sequence[str], ignore: Sequence[str] = ()
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As Session.modules, restricted to this block; a pattern must match somewhere in the whole model."""
+        for name, module in select(self.model, targets, ignore):
+            if name.startswith(f"{self.name}."):
+                yield name, module
+
+    def linears(self, targets: Sequence[str], ignore: Sequence[str] = ()) -> dict[str, nn.Linear]:
+        """The `nn.Linear` modules among `modules`."""
+        found = self.modules(targets, ignore)
+        return {name: module for name, module in found if isinstance(module, nn.Linear)}
+
+    def run(self, hooks: Mapping[str, Observer], batches: int | None = None) -> None:
+        """Replay the block on its inputs (the first `batches`); observers see the modules they are keyed by.
+
+        The weights are those of now: of modifiers earlier in the list, changed already.
+        """
+        handles = []
+        for name, observer in hooks.items():
+            module = self.model.get_submodule(name)
+            handles.append(module.register_forward_hook(_forward_hook(observer)))
+        try:
+            for index in range(len(self.inputs))[:batches]:
+                self._forward(index)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def outputs(self, batches: int | None = None) -> list[torch.Tensor]:
+        """Replay the block and return its outputs, each [batch, length, width]."""
+        return [self._forward(index) for index in range(len(self.inputs))[:batches]]
+
+    @torch.no_grad()
+    def _forward(self, index: int) -> torch.Tensor:
+        call = self._calls[index]
+        output = self.module(self.inputs[index], *call.args, **call.kwargs)
+        hidden = output[0] if isinstance(output, tuple) else output
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+    def shared_inputs(self, linears: Mapping[str, nn.Linear]) -> list[list[str]]:
+        """Group Linears that read the very same input tensor, such as q, k and v; found by one forward."""
+        seen: list[
+            tuple[torch.Tensor, list[str]]
+        ] = []  # keeps the tensors alive, so that addresses stay theirs
+
+        def remember(name: str) -> Observer:
+            def observe(x: torch.Tensor, _: torch.Tensor) -> None:
+                for tensor, names in seen:
+                    if tensor.data_ptr() == x.data_ptr() and tensor.shape == x.shape:
+                        names.append(name)
+                        return
+                seen.append((x, [name]))
+
+            return observe
+
+        self.run({name: remember(name) for name in linears}, batches=1)
+        return [names for _, names in seen]
+
+
+def _forward_hook(observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        observer(args[0], output)
+
+    return hook
+
+
+class _Stop(Exception):
+    """Ends a forward once every block has told what it was called with."""
+
+
+@torch.no_grad()
+def capture(
+    model: nn.Module, calibration: torch.Tensor
+) -> tuple[list[torch.Tensor], list[list[Call]]]:
+    """The inputs of the first block, by batch, and the other arguments of every block, by block and batch.
+
+    calibration: int64 [samples, length]. The blocks hand their input through unchanged meanwhile, so this costs one
+    embedding lookup; blocks may still get different masks or position embeddings (sliding windows).
+    """
+    if calibration.ndim != 2 or calibration.numel() == 0:
+        raise DataError(
+            f"calibration must be token ids [samples, length], got {tuple(calibration.shape)}"
+        )
+    blocks = find_blocks(model)
+    inputs: list[torch.Tensor] = []
+    calls: list[list[Call]] = [[] for _ in blocks]
+    device = next(model.parameters()).device
+    returns_tuple = _returns_tuple(model, blocks[0][1], calibration[:1, :2].to(device))
+
+    def recorder(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, rest, kwargs = _split(args, kwargs)
+            if index == 0:
+                inputs.append(hidden)
+            calls[index].append(Call(rest, kwargs))
+            if index == len(blocks) - 1:
+                raise _Stop
+            return (hidden,) if returns_tuple else hidden
+
+        return forward
+
+    originals = [block.forward for _, block in blocks]
+    try:
+        for index, (_, block) in enumerate(blocks):
+            block.forward = recorder(index)
+        for batch in calibration.split(BATCH):
+            try:
+                model(batch.to(device), use_cache=False)
+            except _Stop:
+                continue
+            raise ModelError(f"a forward of {type(model).__name__} never reached its last block")
+    finally:
+        for (_, block), original in zip(blocks, originals, strict=True):
+            if "forward" in vars(block):
+                del block.forward
+            if block.forward != original:  # somebody had replaced the method before us
+                block.forward = original
+    return inputs, calls
+
+
+def _returns_tuple(model: nn.Module, block: nn.Module, tokens: torch.Tensor) -> bool:
+    results: list[Any] = []
+    handle = block.register_forward_hook(lambda module, args, output: results.append(output))
+    try:
+        model(tokens, use_cache=False)
+    finally:
+        handle.remove()
+    return isinstance(results[0], tuple)
+
+
+def _split(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
+    """Take the hidden states out of a block's arguments."""
+    if args:
+        return args[0], args[1:], kwargs
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest

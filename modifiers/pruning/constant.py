@@ -1,0 +1,29 @@
+"""Keep the zeros a model already has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..base import Modifier
+
+if TYPE_CHECKING:
+    from ..session import Session
+
+
+class ConstantPruning(Modifier):
+    """Hold every zero weight at zero: mask = (weight != 0), in weights, gradients and optimizer moments.
+
+    A weight whose mask is held already (pruned by an earlier stage) keeps that mask.
+    """
+
+    def on_start(self, session: Session) -> None:
+        self._hold(session)
+
+    def on_update(self, session: Session) -> None:
+        if session.run == "oneshot":
+            self._hold(session)
+
+    def _hold(self, session: Session) -> None:
+        for name, weight in session.weights(self.targets, self.ignore):
+            if name not in session.masks:
+                session.masks.hold(name, weight != 0)

@@ -1,0 +1,101 @@
+"""The journal of a one-shot run: what is finished, so that a killed run goes on from its last finished block.
+
+A folder with `journal.json` (the run's fingerprint and the entries in order) and one file per entry: the weights of the
+finished block (or of the whole model) and the session's state. An entry exists once the journal names it; every file is
+written under a temporary name, fsynced and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import DataError
+from .blocks import find_blocks
+
+if TYPE_CHECKING:
+    from .blocks import Block
+    from .session import Session
+
+VERSION = 1
+
+
+class Journal:
+    """Opens or starts the journal in `folder`. Raises DataError when it belongs to another run."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.entries: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "journal.json"
+        if file.exists():
+            try:
+                saved = json.loads(file.read_text())
+                if saved["version"] != VERSION or saved["fingerprint"] != fingerprint:
+                    raise DataError(
+                        f"{folder}: holds an unfinished run with another recipe, model, data or seed; delete the"
+                        " folder to start over, or go on with what that run was started with"
+                    )
+                self.entries = saved["entries"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{file}: damaged ({error}); delete the folder to start over"
+                ) from error
+
+    def save(self, session: Session, walk: int, block: Block | None) -> None:
+        """Record that a walk's block (or, with None, the whole-model walk) is finished."""
+        module = session.model if block is None else block.module
+        index = None if block is None else block.index
+        name = f"walk{walk}-model" if block is None else f"walk{walk}-block{index}"
+        _write(self.folder / f"{name}.weights", lambda file: torch.save(module.state_dict(), file))
+        _write(self.folder / f"{name}.state", lambda file: torch.save(session.state_dict(), file))
+        self.entries.append({"name": name, "walk": walk, "block": index})
+        record = {"version": VERSION, "fingerprint": self.fingerprint, "entries": self.entries}
+        _write(self.folder / "journal.json", lambda file: file.write(json.dumps(record).encode()))
+        if len(self.entries) > 1:
+            (self.folder / f"{self.entries[-2]['name']}.state").unlink(missing_ok=True)
+
+    def restore(self, session: Session) -> tuple[int, int]:
+        """Bring model and session to the last finished entry; returns the walk and block to go on with."""
+        if not self.entries:
+            return 0, 0
+        blocks = {}
+        if any(entry["block"] is not None for entry in self.entries):
+            blocks = dict(enumerate(module for _, module in find_blocks(session.model)))
+        for entry in self.entries:
+            module = session.model if entry["block"] is None else blocks[entry["block"]]
+            module.load_state_dict(self._read(f"{entry['name']}.weights"))
+        last = self.entries[-1]
+        session.load_state_dict(self._read(f"{last['name']}.state"))
+        if last["block"] is None or last["block"] + 1 == len(blocks):
+            return last["walk"] + 1, 0
+        return last["walk"], last["block"] + 1
+
+    def _read(self, name: str) -> Any:
+        file = self.folder / name
+        try:
+            return torch.load(file, weights_only=True)
+        except Exception as error:
+            raise DataError(
+                f"{file}: damaged ({error}); delete {self.folder} to start over"
+            ) from error
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
