@@ -1,7 +1,45 @@
+# make demo    pare a real model down by a recipe, then chat with the result
+# make test    ruff, mypy and the tests
+# Both make .venv first, with all that is needed. Other Python: make demo PYTHON=python3.12
+
 PYTHON ?= python3
+# Installed first and by version: where the pip configuration offers a CPU build of it (2.13.0+cpu),
+# that one sorts above the plain build, which on Linux brings gigabytes of CUDA. To take another: TORCH=torch
+TORCH ?= torch==2.13.0
 BIN := .venv/bin
+INSTALLED := .venv/installed
+ROOMS := cli engine modifiers pipeline recipes zoo
+DEMO := out/smollm2-sparse50-w8a8
 
-.PHONY: build
+.PHONY: demo test build lint types clean
 
-build:
+demo: build $(DEMO)/report.json
+	$(BIN)/recipe generate $(DEMO) "Explain in three sentences why bees dance."
+
+$(DEMO)/report.json: recipes/library/smollm2-sparse50-w8a8.yaml | build
+	$(BIN)/recipe apply recipes/library/smollm2-sparse50-w8a8.yaml --output $(DEMO)
+
+test: build lint types
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+build: $(INSTALLED)
 	$(BIN)/python setup.py -q build_ext --inplace
+
+$(INSTALLED): pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q "setuptools>=77" "pybind11>=2.13" "$(TORCH)"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy wants a folder called paring, and the clone may have any name.
+types: $(INSTALLED)
+	mkdir -p build/mypy/paring
+	ln -sfn $(addprefix $(CURDIR)/,$(filter-out setup.py,$(wildcard *.py)) $(wildcard $(ROOMS))) build/mypy/paring
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist out *.egg-info engine/_core.*.so .mypy_cache .pytest_cache .ruff_cache

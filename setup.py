@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def instruction_set(source: str) -> str | None:
 
 class BuildKernels(build_ext):
     """Compiles changed sources in parallel, each with the flags of its instruction set."""
+
+    def run(self) -> None:
+        if self.editable_mode:  # setuptools gives it a temporary folder; keep objects for later
+            tag = f"{self.plat_name}-{sys.implementation.cache_tag}"
+            self.build_temp = os.path.join("build", f"temp.{tag}")
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         needed = {name for source in ext.sources if (name := instruction_set(source))}

@@ -30,8 +30,12 @@ def texts(stub: str, split: str = "train") -> list[str]:
     seen: set[str] = set()
     chosen = []
     for name in sorted(documents, key=lambda name: (len(documents[name]), name)):
-        fresh = [p for p in documents[name].split("\n\n") if p not in seen]
-        seen.update(fresh)
+        fresh = []
+        for paragraph in documents[name].split("\n\n"):
+            words = " ".join(paragraph.split())  # a quotation may be indented
+            if words not in seen:
+                seen.add(words)
+                fresh.append(paragraph)
         if fresh and _is_test(name) == (split == "test"):
             chosen.append("\n\n".join(fresh))
     return chosen
