@@ -32,27 +32,33 @@ def application() -> typer.Typer:
         # A traceback means a bug of Paring; it is printed as Python prints it.
         pretty_exceptions_enable=False,
     )
-    app.callback()(version)
+    app.callback()(options)
     for name in COMMANDS:
         if find_spec(f"{__name__}.{name}") is not None:
             import_module(f".{name}", __name__).register(app)
     return app
 
 
-def version(
-    show: bool = typer.Option(False, "--version", is_eager=True, help="Print the version."),
-) -> None:
-    if show:
+def show_version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version as installed
 
         typer.echo(installed("paring"))
         raise typer.Exit()
 
 
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=show_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """The options of `recipe` itself."""
+
+
 def main() -> None:
     """Run the command line; bad input ends with its message on stderr and exit status 2."""
     try:
-        application()()
+        application()(prog_name="recipe")
     except ParingError as error:
         errors.print(str(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

@@ -29,7 +29,7 @@ def test_every_command_file_is_in_the_order_of_help() -> None:
 def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     script = (
         "import sys; from paring.cli import application\n"
-        "try: application()(['--help'])\n"
+        "try: application()(['--help'], prog_name='recipe')\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pydantic', 'matplotlib'}\n"
         "sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)"
@@ -64,7 +64,7 @@ def test_bad_input_is_told_on_stderr_and_ends_with_2() -> None:
 def test_all_problems_are_printed_one_a_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse() -> None:
+    def refuse(prog_name: str) -> None:
         raise RecipeError(
             [Problem("r.yaml", 3, 7, "[bold] is no key"), Problem("r.yaml", 0, 0, "b")]
         )
@@ -78,7 +78,7 @@ def test_all_problems_are_printed_one_a_line(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(prog_name: str) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(cli, "application", lambda: fail)
