@@ -1,0 +1,62 @@
+"""A resolved recipe as YAML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from ..modifiers.base import Modifier
+from .expressions import escape
+from .schema import Recipe
+from .yaml_loader import read_scalar
+
+
+def dump(recipe: Recipe) -> str:
+    """YAML that loads to an equal recipe. Only what was given is written; defaults are left out."""
+    data = recipe.model_dump(mode="json", exclude_unset=True, exclude={"stages"})
+    data = {"version": recipe.version, **data, "stages": []}
+    for stage in recipe.stages:
+        entry = stage.model_dump(mode="json", exclude_unset=True, exclude={"modifiers"})
+        if stage.modifiers:
+            entry["modifiers"] = [
+                {modifier.key(): _fields(modifier)} for modifier in stage.modifiers
+            ]
+        data["stages"].append(entry)
+    order = [key for key in Recipe.model_fields if key in data]
+    return write_yaml({key: data[key] for key in order})
+
+
+def _fields(modifier: Modifier) -> dict[str, Any]:
+    """Its own fields first, then those that every modifier has."""
+    given = modifier.model_dump(mode="json", exclude_unset=True)
+    return dict(sorted(given.items(), key=lambda item: item[0] in Modifier.model_fields))
+
+
+def write_yaml(data: Any) -> str:
+    """YAML 1.2 that `read_yaml` and `evaluate` turn back into `data`; innermost collections on one line."""
+    return yaml.dump(
+        data,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**9,
+        default_flow_style=None,
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.2 would read as something else; never writes aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
+    quoted = "${" in text or not isinstance(read_scalar(text), str)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", escape(text), style='"' if quoted else None
+    )
+
+
+_Dumper.add_representer(str, _write_text)

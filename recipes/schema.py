@@ -1,0 +1,263 @@
+"""What a recipe is: the pydantic models behind the YAML. Field names are the recipe's keys."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SerializeAsAny,
+    ValidationInfo,
+    model_validator,
+)
+
+from ..modifiers.base import Modifier
+
+Whole = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Arg = int | float | str | bool | None | list[int | float | str | bool | None]
+
+# Set in a validation context by the reader of files, which gives the same mistakes a place.
+PLACED = "placed"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(_Part):
+    """Where text comes from and how it is cut."""
+
+    dataset: str = Field(
+        min_length=1,
+        description="`zoo:...`, a Hugging Face id, or a path to .txt, .jsonl or .parquet",
+    )
+    split: str = Field(default="train", min_length=1)
+    samples: Whole | None = Field(default=None, description="sequences to use; all when left out")
+    length: Whole = Field(default=512, description="tokens per sequence")
+    text: str | None = Field(default=None, description="the column that holds the text")
+    prompt: str | None = Field(
+        default=None, description="template over columns, e.g. 'Question: {question}'"
+    )
+    answer: str | None = Field(
+        default=None, description="template over columns; the loss is on it alone"
+    )
+    seed: Count = 0
+    windows: Whole | None = Field(
+        default=None, description="windows of `length` tokens; for `evaluate` only"
+    )
+
+    @model_validator(mode="after")
+    def _columns(self) -> DataConfig:
+        if self.answer is not None and self.prompt is None:
+            raise ValueError("'answer' needs a 'prompt'; add one")
+        if self.text is not None and self.prompt is not None:
+            raise ValueError("'text' and 'prompt' exclude each other; keep one")
+        for name, template in (("prompt", self.prompt), ("answer", self.answer)):
+            try:
+                fields = [field for _, field, _, _ in string.Formatter().parse(template or "")]
+            except ValueError as error:
+                raise ValueError(f"'{name}' is no template ({error}), got {template!r}") from None
+            if "" in fields:
+                raise ValueError(f"'{name}' has an empty {{}}, got {template!r}; name a column")
+        return self
+
+
+class TrainingConfig(_Part):
+    """The training loop of a `train` stage, in the words of Hugging Face's `TrainingArguments`."""
+
+    epochs: Positive
+    batch_size: Whole = Field(description="sequences per step and process")
+    learning_rate: Positive
+    warmup_steps: Count = 0
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_accumulation: Whole = 1
+    max_steps: Whole | None = Field(default=None, description="end after so many optimizer steps")
+    seed: Count = 0
+    save_steps: Whole | None = Field(
+        default=None, description="save a checkpoint every so many steps"
+    )
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    report_to: list[str] = Field(default_factory=list, description="e.g. tensorboard, wandb")
+
+
+class ExportConfig(_Part):
+    """How the engine's graph is written."""
+
+    head: Literal["keep", "f16", "int8"] = Field(
+        default="keep", description="how the logits matrix is stored (a copy; embedding rows stay)"
+    )
+
+
+class Stage(_Part):
+    """Modifiers that act together: in one-shot passes over the blocks, or while training."""
+
+    name: str = Field(default="", description="unique; the kind of run when left out")
+    run: Literal["oneshot", "train"]
+    data: DataConfig | None = Field(
+        default=None,
+        description="a one-shot stage without it uses the data of the one-shot stage before",
+    )
+    training: TrainingConfig | None = None
+    modifiers: list[InstanceOf[SerializeAsAny[Modifier]]] = Field(
+        default_factory=list, description="in the order in which they act"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self, info: ValidationInfo) -> Stage:
+        if not self.name:
+            self.name = self.run
+        if info.context != PLACED:
+            _refuse(stage_mistakes(self))
+        return self
+
+
+class Recipe(_Part):
+    """A whole recipe, resolved: every expression computed, every modifier made.
+
+    `load` and `parse` read YAML; a recipe can equally be put together in Python from its parts.
+    """
+
+    version: Literal[1] = 1
+    model: str | None = Field(
+        default=None, min_length=1, description="`zoo:...`, a Hugging Face id, or a folder"
+    )
+    args: dict[str, Arg] = Field(
+        default_factory=dict, description="values for `${...}`; `--set name=value` changes them"
+    )
+    stages: list[Stage]
+    evaluate: DataConfig | None = Field(
+        default=None, description="text for perplexity before and after"
+    )
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _complete(self, info: ValidationInfo) -> Recipe:
+        if info.context != PLACED:
+            _refuse(name_mistakes([stage.name for stage in self.stages]))
+        previous = None
+        for stage in self.stages:
+            if stage.run == "oneshot":
+                stage.data = previous = stage.data or previous
+        return self
+
+    @classmethod
+    def load(
+        cls,
+        path_or_name: str | Path,
+        set: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        use: Sequence[str | Path] = (),
+    ) -> Recipe:
+        """Read a recipe from a file, or from the library by name.
+
+        `set` overrides args (typed: text is read as the arg's own type), `model` the model. `use` names
+        Python files with custom modifiers; they are run, so name only files you trust.
+
+        Raises RecipeError with every mistake found.
+        """
+        from .library import read_recipe
+
+        text, source = read_recipe(path_or_name)
+        return cls.parse(text, source, set=set, model=model, use=use)
+
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        source: str = "<string>",
+        set: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        use: Sequence[str | Path] = (),
+    ) -> Recipe:
+        """Read a recipe from YAML text; `source` stands in messages. Otherwise as `load`."""
+        from .build import build
+
+        return build(text, source, set or {}, model, use)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML without expressions; it loads to an equal recipe."""
+        from .dump import dump
+
+        return dump(self)
+
+
+Mistakes = Iterator[tuple[tuple[str | int, ...], str]]
+
+
+def stage_mistakes(stage: Stage) -> Mistakes:
+    """What is wrong between the fields of a stage: (path below the stage, message)."""
+    if stage.run == "train":
+        if stage.training is None:
+            yield (), "a train stage needs 'training'; add {epochs, batch_size, learning_rate}"
+        if stage.data is None:
+            yield (), "a train stage needs 'data'; add {dataset: ...}"
+    else:
+        if stage.training is not None:
+            yield (
+                ("training",),
+                "a one-shot stage does not train; remove 'training' or use run: train",
+            )
+        if not stage.modifiers:
+            yield (), "a one-shot stage without modifiers does nothing; add 'modifiers'"
+    if stage.data is not None and stage.data.windows is not None:
+        yield ("data", "windows"), "'windows' is for 'evaluate'; use 'samples' here"
+    for index, modifier in enumerate(stage.modifiers):
+        for path, message in _modifier_mistakes(stage, modifier):
+            yield ("modifiers", index, *path), message
+
+
+def _modifier_mistakes(stage: Stage, modifier: Modifier) -> Mistakes:
+    name = modifier.key()
+    if stage.run not in modifier.stages:
+        kinds = " or ".join(sorted(modifier.stages))
+        yield (), f"{name} does not work in a {stage.run} stage; move it to one with run: {kinds}"
+        return
+    if stage.run == "oneshot":
+        for key in sorted({"start", "end", "update_frequency"} & modifier.model_fields_set):
+            yield (key,), f"{key!r} is in epochs and a one-shot stage has none; remove it"
+        return
+    if stage.training is None:
+        return
+    epochs = stage.training.epochs
+    if modifier.start >= epochs:
+        message = f"start is not before the stage ends, got {modifier.start:g}"
+        yield ("start",), f"{message}; it has {epochs:g} epochs"
+    if modifier.end is not None and modifier.end > epochs:
+        message = f"end is after the stage ends, got {modifier.end:g}"
+        yield ("end",), f"{message}; it has {epochs:g} epochs"
+
+
+def name_mistakes(names: Sequence[str | None]) -> Mistakes:
+    """What is wrong between stages, given their names (None: unknown): (path, message)."""
+    if not names:
+        yield ("stages",), "a recipe without stages does nothing; add one"
+    for index, name in enumerate(names):
+        if name is not None and name in names[:index]:
+            where = ("stages", index, "name")
+            yield where, f"two stages are named {name!r}; give each its own 'name'"
+
+
+def _refuse(mistakes: Mistakes) -> None:
+    found = [
+        ": ".join([".".join(map(str, path)), text] if path else [text]) for path, text in mistakes
+    ]
+    if found:
+        raise ValueError("; ".join(found))
