@@ -1,0 +1,180 @@
+"""Checkpoint folder -> graph folder, with numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from ..errors import GraphError
+from ..progress import Progress
+from .checkpoint import Checkpoint
+from .compressed import Weight, Weights
+from .graph import Activation, Embedding, Head, Linear, Norm, Op
+from .graph_writer import GraphWriter
+from .lowering import Program, lower
+
+HeadStorage: TypeAlias = Literal["keep", "f16", "int8"]
+HEAD = "lm_head"
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    *,
+    head: HeadStorage = "keep",
+    progress: Progress | None = None,
+) -> Path:
+    """Write the graph of a Hugging Face folder to `output` (default: its `graph`); returns that.
+
+    Pruned weights (of `pruning_masks.npz`, else those that are 0) are left out where a bitmask is
+    smaller. `head` stores the logits matrix as it is, in float16, or in int8 per row with int8
+    activations; the embedding rows stay. Raises GraphError when the engine could not compute exactly
+    what the checkpoint means.
+    """
+    source = Checkpoint.open(checkpoint)
+    weights = Weights(source)
+    program = lower(source.config)
+    output = Path(output) if output is not None else source.folder / "graph"
+    tokenizer, tokenizer_bytes = source.tokenizer()
+    with GraphWriter(output) as writer:
+        ops = _Exporter(source, weights, program, writer, head).run(progress)
+        _check_complete(source, program)
+        writer.finish(
+            program.model,
+            ops,
+            tokenizer,
+            tokenizer_bytes,
+            generation=source.sampling(),
+            provenance=_provenance(source, head),
+        )
+    return output
+
+
+def _provenance(source: Checkpoint, head: HeadStorage) -> dict[str, Any]:
+    """What made the graph; no times or paths: the same checkpoint gives the same bytes."""
+    found: dict[str, Any] = {"paring": version("paring"), "head": head}
+    base = source.optional("report.json").get("model")
+    if isinstance(base, str):
+        found["base_model"] = base
+    return found
+
+
+def _check_complete(source: Checkpoint, program: Program) -> None:
+    """Every tensor and mask of the checkpoint was used: an unknown one would change the numbers."""
+    left = sorted(
+        name
+        for name in source.files.keys() - source.taken
+        if not name.endswith(".rotary_emb.inv_freq")
+    )
+    if left:
+        raise GraphError(
+            f"{source.folder}: {len(left)} tensors are not part of a {program.model.architecture} "
+            f"as config.json describes it, first {left[0]!r}"
+        )
+    if unknown := sorted(source.masks.keys() - source.taken):
+        raise GraphError(f"{source.folder}: a pruning mask for {unknown[0]!r}, which is no weight")
+
+
+class _Exporter:
+    """Stores what the ops name, each tensor once."""
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        weights: Weights,
+        program: Program,
+        writer: GraphWriter,
+        head: HeadStorage,
+    ) -> None:
+        self.source = source
+        self.weights = weights
+        self.program = program
+        self.writer = writer
+        self.head = head
+
+    def run(self, progress: Progress | None) -> list[Op]:
+        """Write all tensors; returns the ops, the head naming the embedding where they are one."""
+        for name, values in self.program.constants.items():
+            self.writer.vector(name, values)
+        ops: list[Op] = []
+        for done, op in enumerate(self.program.ops):
+            if isinstance(op, Embedding):
+                self.matrix(op.weight, "Embedding", dense=True)
+            elif isinstance(op, Norm):
+                self.vector(op.weight)
+                self.vector(op.bias)
+            elif isinstance(op, Head):
+                op = self.logits(op)
+            elif isinstance(op, Linear):
+                self.matrix(op.weight)
+                self.vector(op.bias)
+            ops.append(op)
+            if progress is not None:
+                progress("export", done + 1, len(self.program.ops))
+        return ops
+
+    def vector(self, name: str | None) -> None:
+        if name is not None:
+            self.writer.vector(name, self.source.float32(name))
+
+    def matrix(self, name: str, kind: str = "Linear", dense: bool = False) -> None:
+        self.write(name, self.weights.read(name.removesuffix(".weight"), kind), dense)
+
+    def write(self, name: str, weight: Weight, dense: bool = False) -> None:
+        fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(weight)}
+        self.writer.matrix(name, **fields, dense=dense)
+
+    def logits(self, op: Head) -> Head:
+        """The head: the embedding itself when tied and kept, else a matrix of its own."""
+        self.vector(op.bias)
+        tied = self.program.tied
+        if tied is not None and self.weights.exists(HEAD):
+            tied = self._still_tied(tied)
+        if tied is not None and self.head == "keep":
+            return dataclasses.replace(op, weight=tied)
+        owner, kind = (tied.removesuffix(".weight"), "Embedding") if tied else (HEAD, "Linear")
+        self.write(op.weight, _as_head(self.weights.read(owner, kind), self.head))
+        return op
+
+    def _still_tied(self, tied: str) -> str | None:
+        """A tied checkpoint that also has a head: None if that was quantized alone."""
+        if self.weights.is_quantized(HEAD):
+            return None
+        if not np.array_equal(
+            self.source.float32(f"{HEAD}.weight"), self.source.float32(tied), equal_nan=True
+        ):
+            raise GraphError(
+                f"{self.source.folder}: config.json ties head and embedding, but {HEAD}.weight is "
+                "another matrix; set tie_word_embeddings to false if that is meant"
+            )
+        return tied
+
+
+def _as_head(weight: Weight, head: HeadStorage) -> Weight:
+    """The logits matrix in the storage asked for; one that is integer already stays as it is."""
+    if weight.scales is not None or head == "keep":
+        return weight
+    values = weight.values
+    if head == "f16":
+        return dataclasses.replace(weight, values=values.astype(np.float16))
+    return quantize_rows(weight)
+
+
+def quantize_rows(weight: Weight) -> Weight:
+    """Symmetric int8 per output row, round half to even; activations int8 per token.
+
+    scale = max|row| / 127.5 and values clamped to -128..127, as compressed-tensors has it.
+    """
+    values = weight.values.astype(np.float32)
+    scales = np.abs(values).max(axis=1, keepdims=True) / np.float32(127.5)
+    safe = np.where(scales > 0, scales, np.float32(1))
+    return Weight(
+        values=np.clip(np.rint(values / safe), -128, 127).astype(np.int8),
+        mask=weight.mask,
+        scales=safe,
+        activation=Activation(bits=8, dynamic=True),
+    )
