@@ -53,7 +53,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
-    quoted = "${" in text or not isinstance(read_scalar(text), str)
+    odd = "${" in text or any(mark in text for mark in "\x85\u2028\u2029")
+    quoted = odd or not isinstance(read_scalar(text), str)
     return dumper.represent_scalar(
         "tag:yaml.org,2002:str", escape(text), style='"' if quoted else None
     )

@@ -182,7 +182,7 @@ def _choice(label: str, value: Any, expected: str) -> str:
     # pydantic gives the choices as one text: 'a', 'b' or 'c'
     words = [word.strip().strip("'") for word in expected.replace(" or ", ", ").split(",")]
     close = nearest(value, words) if isinstance(value, str) else None
-    hint = f"did you mean {close!r}? It can be {expected}" if close else f"use {expected}"
+    hint = f"did you mean {close!r}?" if close else f"use {expected}"
     return f"{label} is unknown, got {shown(value)}; {hint}"
 
 

@@ -216,6 +216,9 @@ class _Converter:
             document.tags[path] = node.tag[1:]
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
+        if not node.tag.startswith("!") and node.tag not in (_CORE + "seq", _CORE + "map"):
+            message = f"tag {node.tag!r} does not fit; remove it, a recipe never makes objects"
+            document.complain(path, message)
         self.open.add(id(node))
         data = (
             self._mapping(node, path)
