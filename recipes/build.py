@@ -118,7 +118,7 @@ class _Builder:
             if where[:1] == ("modifiers",):
                 index = int(where[1])
                 where = ("modifiers", index, next(iter(entries[index]), ""), *where[2:])
-            self.document.complain((*path, *where), message)
+            self.document.complain((*path, *where), message, key=True)
         return stage
 
     def modifier(self, entry: Any, path: Path, names: Mapping[str, Any]) -> Modifier | None:

@@ -38,19 +38,26 @@ def explain(
             if exists((*real, part)):
                 real = (*real, part)
         groups.setdefault(real, []).append(details)
-    groups = {
-        path: found
-        for path, found in groups.items()
-        if len(found) == 1 or not any(_inside(other, path) for other in groups)
-    }
+    for path in [path for path in groups if any(_inside(other, path) for other in groups)]:
+        # A mistake inside the value: that it is none of a union's other kinds is beside the point.
+        groups[path] = [
+            d for d in groups[path] if len(d["loc"]) == len(path) or d["type"] == "missing"
+        ]
+    meant = {(*path[:-1], close) for path in groups if (close := _meant(groups[path], path, kind))}
     for path, found in groups.items():
-        yield from _explain_group(path, found, kind, name, exists)
+        # A misspelt key is one mistake, not also the lack of the key that was meant.
+        kept = [d for d in found if d["type"] != "missing" or (*path, d["loc"][-1]) not in meant]
+        yield from _explain_group(path, kept, kind, name, exists)
+
+
+def _meant(found: list[ErrorDetails], path: Path, kind: type[BaseModel]) -> str | None:
+    """The field that an unknown key at `path` was meant to be."""
+    unknown = any(details["type"] == "extra_forbidden" for details in found)
+    return nearest(str(path[-1]), _fields_at(kind, path[:-1])) if unknown else None
 
 
 def _inside(other: Path, path: Path) -> bool:
-    """Whether `other` is a mistake deeper in the value at `path`: then a union's branches at `path`
-    itself ("... or a string") are beside the point."""
-    return bool(path) and len(other) > len(path) and other[: len(path)] == path
+    return len(other) > len(path) and other[: len(path)] == path
 
 
 def _explain_group(
