@@ -1,0 +1,19 @@
+// What packing, decoding and the reference share about packed panels. Never included by an ISA unit.
+#pragma once
+
+#include "kernels.h"
+
+namespace paring::kernels {
+
+size_t round_up(size_t value, size_t unit);
+
+// Bytes before the body of an integer panel (see Layout in kernels.h).
+size_t header_bytes(const PackedMatrix& w);
+
+// Decodes one panel to weights[16][padded columns] (integers) or [16][k] (floats); padding rows and columns are 0.
+void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights);
+void decode_floats(const PackedMatrix& w, int32_t panel, float* weights);
+
+float half_to_float(uint16_t half);
+
+}  // namespace paring::kernels

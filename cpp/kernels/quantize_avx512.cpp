@@ -1,0 +1,80 @@
+// Quantization of the input with AVX-512 (F, BW, DQ, VL).
+#include "intrinsics.h"
+
+#include "rows.h"
+
+namespace paring::kernels {
+namespace {
+
+constexpr int32_t kInfinity = 0x7f800000;
+
+__mmask16 lanes(int32_t left) { return left >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << left) - 1); }
+
+// Bits of the largest |x|. Bits of magnitudes order like the numbers, with Inf and then NaN on top.
+int32_t largest_bits(const float* x, int32_t count) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i best = _mm512_setzero_si512();
+    for (int32_t j = 0; j < count; j += 16)
+        best = _mm512_max_epi32(best, _mm512_and_si512(magnitude, _mm512_maskz_loadu_epi32(lanes(count - j), x + j)));
+    return _mm512_reduce_max_epi32(best);
+}
+
+float as_float(int32_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits))); }
+
+float choose_scale(const InputSpec& spec, const float* x, int32_t count) {
+    const int32_t bits = largest_bits(x, count);
+    if (bits >= kInfinity) return as_float(0x7fc00000);
+    if (spec.mode == InputMode::int8_static) return spec.scale;
+    return as_float(bits) / (spec.mode == InputMode::int16 ? 16256.0F : 127.5F);
+}
+
+// Sum of q over columns [first, last) of one token; last is rounded up to 16, what lies past it becomes 0.
+int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t first, int32_t last, float scale) {
+    const bool fine = out.spec.mode == InputMode::int16;
+    const __m512 divisor = _mm512_set1_ps(scale);
+    const __m512 limit = _mm512_set1_ps(fine ? 32000.0F : 512.0F), lower = _mm512_set1_ps(fine ? -32000.0F : -512.0F);
+    const __m512i zero_point = _mm512_set1_epi32(out.spec.zero_point);
+    const __m512i top = _mm512_set1_epi32(fine ? 32000 : 127), bottom = _mm512_set1_epi32(fine ? -32000 : -128);
+    __m512i sum = _mm512_setzero_si512();
+    for (int32_t j = first; j < last; j += 16) {
+        const __mmask16 live = lanes(last - j);
+        __m512i q = _mm512_setzero_si512();
+        if (scale > 0) {
+            const __m512 ratio = _mm512_div_ps(_mm512_maskz_loadu_ps(live, x + j), divisor);
+            const __m512 inside = _mm512_max_ps(_mm512_min_ps(ratio, limit), lower);
+            q = _mm512_add_epi32(_mm512_cvtps_epi32(inside), zero_point);
+            q = _mm512_maskz_max_epi32(live, _mm512_min_epi32(q, top), bottom);
+        }
+        sum = _mm512_add_epi32(sum, q);
+        const size_t to = at + static_cast<size_t>(j);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(out.wide + to), _mm512_cvtepi32_epi16(q));
+        __m512i high = q;
+        if (fine) {
+            high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7);
+            const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 7));
+            _mm_store_si128(reinterpret_cast<__m128i*>(out.lo + to), _mm512_cvtepi32_epi8(low));
+        }
+        _mm_store_si128(reinterpret_cast<__m128i*>(out.hi + to), _mm512_cvtepi32_epi8(high));
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+}  // namespace
+
+void quantize_avx512(const Activations& out, int32_t begin, int32_t end) {
+    const bool fine = out.spec.mode == InputMode::int16;
+    const int32_t span = out.spec.group == 0 ? out.k : out.spec.group;
+    for (int32_t t = begin; t < end; ++t) {
+        const float* x = out.x + static_cast<size_t>(t) * out.ldx;
+        const size_t at = static_cast<size_t>(t) * out.stride, side = static_cast<size_t>(t) * out.groups;
+        float scale = fine ? 0 : choose_scale(out.spec, x, out.k);
+        for (int32_t g = 0; g < out.groups; ++g) {
+            const int32_t first = g * span, last = out.k - first < span ? out.k : first + span;
+            if (fine) scale = choose_scale(out.spec, x + first, last - first);
+            out.scale[side + g] = scale;
+            out.sum[side + g] = quantize_span(out, x, at, first, last, scale);
+        }
+    }
+}
+
+}  // namespace paring::kernels
