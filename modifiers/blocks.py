@@ -176,7 +176,7 @@ def capture(
     try:
         for index, (_, block) in enumerate(blocks):
             block.forward = recorder(index)
-        for batch in calibration.split(BATCH):
+        for batch in torch.split(calibration, BATCH):
             try:
                 model(batch.to(device), use_cache=False)
             except _Stop:

@@ -59,6 +59,10 @@ class Session:
         self.quantization = {} if quantization is None else quantization
         self.load_teacher = load_teacher
         self.report: dict[str, dict[str, Any]] = {}
+        self.teachers: dict[str, nn.Module] = {}
+        self.per_batch: dict[
+            str, Any
+        ] = {}  # shared between the on_loss hooks of one batch, then cleared
         self.run: Literal["oneshot", "train"] = "oneshot"
         self.step = 0
         self.steps_per_epoch = 0
@@ -184,9 +188,14 @@ class Session:
 
     def loss(self, loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any) -> torch.Tensor:
         """The total loss of one (micro-)batch after every active modifier has had its say."""
-        for modifier in self._active():
-            if modifier.defines("on_loss"):
-                loss = modifier.on_loss(self, loss, batch, outputs)
+        speaking = [modifier for modifier in self._active() if modifier.defines("on_loss")]
+        if speaking:
+            self.log("loss/task", loss.detach())
+        for modifier in speaking:
+            loss = modifier.on_loss(self, loss, batch, outputs)
+        if speaking:
+            self.log("loss/total", loss.detach())
+        self.per_batch.clear()
         return loss
 
     def before_optimizer(self) -> None:

@@ -1,0 +1,103 @@
+"""SparseGPT: prune column by column, correcting the columns to the right for each error made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from ..hessian import Gram, inverse_factor
+from ..mask_structure import MaskStructure
+from .calibrated import _CalibratedPruning
+
+
+class SparseGPT(_CalibratedPruning):
+    """SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, algorithm 1): one-shot pruning with weight updates.
+
+    The mask is chosen per Linear within each block of `block_size` columns (N:M: every M columns) by W^2 / diag(U)^2.
+    Zeros that are there already stay zero and count towards the sparsity.
+    """
+
+    block_size: int = Field(default=128, ge=1)
+    """Columns whose mask is chosen at once and whose updates to the rest are applied together."""
+    dampening_frac: float = Field(default=0.01, gt=0)
+    """Added to the Hessian's diagonal, as a fraction of its mean."""
+
+    def prune(
+        self,
+        gram: Gram,
+        weights: list[torch.Tensor],
+        kept: list[torch.Tensor],
+        notes: dict[str, Any],
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        factor = inverse_factor(gram.hessian, self.dampening_frac)
+        if factor.double:
+            notes["cholesky"] = f"fp32 failed; fp64 with dampening_frac {factor.dampening:g}"
+        rows = [weight.shape[0] for weight in weights]
+        alive = torch.cat(kept) & ~factor.dead
+        weight, mask = eliminate(
+            torch.cat(weights),
+            alive,
+            rows,
+            factor.upper,
+            self.structure,
+            self.target_sparsity,
+            self.block_size,
+        )
+        return list(zip(weight.split(rows), mask.split(rows), strict=True))
+
+
+def eliminate(
+    weight: torch.Tensor,
+    kept: torch.Tensor,
+    rows: list[int],
+    upper: torch.Tensor,
+    structure: MaskStructure,
+    sparsity: float,
+    block_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The column loop over stacked matrices: weight f32 [sum(rows), in], upper = chol(H^-1), f32 [in, in].
+
+    kept: bool [sum(rows), in], False for weights that must become zero. Returns the new weight and the mask.
+    Works on the transposed weight, so that a column is contiguous.
+    """
+    columns = weight.shape[1]
+    if structure.kind == "N:M":  # a group must not straddle two blocks
+        block_size = max(structure.columns, block_size - block_size % structure.columns)
+    if structure.kind == "block":
+        block_size = max(structure.columns, block_size - block_size % structure.columns)
+    w = weight.masked_fill(~kept, 0).T.contiguous()  # [in, rows]
+    mask = kept.T.contiguous()
+    for first in range(0, columns, block_size):
+        last = min(first + block_size, columns)
+        u = upper[first:last, first:last]
+        part, mask_part = w[first:last], mask[first:last]
+        if structure.kind != "N:M":
+            _choose(part, mask_part, u.diagonal(), rows, structure, sparsity)
+        errors = torch.empty_like(part)
+        for j in range(last - first):
+            if structure.kind == "N:M" and j % structure.columns == 0:
+                group = slice(j, j + structure.columns)
+                _choose(
+                    part[group], mask_part[group], u.diagonal()[group], rows, structure, sparsity
+                )
+            torch.div(part[j].masked_fill(mask_part[j], 0), u[j, j], out=errors[j])
+            part[j].masked_fill_(~mask_part[j], 0)
+            part[j + 1 :].addr_(u[j, j + 1 :], errors[j], alpha=-1)
+        w[last:].addmm_(upper[first:last, last:].T, errors, alpha=-1)
+    return w.T.contiguous(), mask.T.contiguous()
+
+
+def _choose(
+    w: torch.Tensor,
+    mask: torch.Tensor,
+    diagonal: torch.Tensor,
+    rows: list[int],
+    structure: MaskStructure,
+    sparsity: float,
+) -> None:
+    """Fill `mask` [columns, rows] for some columns, one matrix at a time, by (w / U_jj)^2."""
+    scores = (w / diagonal.unsqueeze(1)).square_().masked_fill_(~mask, -1.0)
+    for score, part in zip(scores.split(rows, dim=1), mask.split(rows, dim=1), strict=True):
+        part &= structure.mask(score.T, sparsity).T
