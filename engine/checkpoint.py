@@ -163,7 +163,8 @@ def _masks(path: Path) -> dict[str, NDArray[np.uint8]]:
     if not path.exists():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: numpy leaves the file open when it is no archive.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise GraphError(f"{path}: can't be read ({error}); write the checkpoint again") from None
