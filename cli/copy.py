@@ -6,8 +6,6 @@ from pathlib import Path
 
 import typer
 
-from .console import console
-
 FILE = typer.Argument(None, help="Where to; NAME.yaml here when left out.")
 
 
@@ -36,9 +34,6 @@ def copy(
         message = f"no folder {target.parent}; make it first"
         raise RecipeError([Problem(str(target), 0, 0, message)])
     write_text(target, entry.path.read_text(encoding="utf-8"))
-    console.print(
-        f"✓ {target}\n  recipe validate {target}\n  recipe apply {target} --output out/{entry.name}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+    typer.echo(
+        f"✓ {target}\n  recipe validate {target}\n  recipe apply {target} --output out/{entry.name}"
     )

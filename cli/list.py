@@ -29,14 +29,20 @@ def list_recipes(
     ]
     if names:
         for entry in found:
-            console.print(entry.name, markup=False, highlight=False, soft_wrap=True)
+            typer.echo(entry.name)
         return
+    width = max((len(entry.name) for entry in found), default=0)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column()
     for entry in found:
-        table.add_row(entry.name, entry.summary)
-    console.print(table)
+        if console.is_terminal:
+            table.add_row(entry.name, entry.summary)
+        else:  # a line each, for grep
+            line = f"{entry.name:{width}}  {entry.summary}"
+            typer.echo(line)
+    if table.rows:
+        console.print(table)
     if not found:
         console.print(f"No recipe has {' and '.join(words)} in its name or description.")
     elif console.is_terminal:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import typer
 
-from .console import console
 from .validate import USE
 
 OUTPUT = typer.Option(None, "--output", "-o", help="Write to a file instead.")
@@ -35,7 +34,7 @@ def schema(
         load_modifiers(path)
     text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False)
     if output is None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        typer.echo(text)
     else:
         write_text(output, text + "\n")
-        console.print(f"✓ {output}", markup=False, highlight=False, soft_wrap=True)
+        typer.echo(f"✓ {output}")

@@ -35,4 +35,4 @@ def show(
 
         console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
     else:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        typer.echo(text)

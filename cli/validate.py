@@ -35,19 +35,24 @@ def validate(
     """Check recipes; print every mistake with its place, and exit 2 if there is one."""
     from ..recipes import Recipe
 
+    overrides = read_set(set_)
     wrong = 0
     for name in recipes:
         try:
-            recipe = Recipe.load(name, set=read_set(set_), use=use)
+            recipe = Recipe.load(name, set=overrides, use=use)
         except RecipeError as error:
             wrong += 1
             for problem in error.problems:
-                errors.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+                errors.print(
+                    str(problem), markup=False, emoji=False, highlight=False, soft_wrap=True
+                )
             count = len(error.problems)
             errors.print(f"✗ {name}: {count} mistake{'s'[: count != 1]}", style="bold red")
         else:
             line = f"✓ {name}: {_summary(recipe)}"
-            console.print(line, style="green", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                line, style="green", markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
     if wrong:
         raise typer.Exit(2)
 
