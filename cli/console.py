@@ -65,13 +65,14 @@ class Lines:
     def __init__(self, out: Console, seconds: float = 5.0) -> None:
         self.out = out
         self.seconds = seconds
-        self.printed: dict[str, float] = {}
+        self.printed: dict[str, tuple[float, int]] = {}
 
     def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        last = self.printed.get(label)
-        if last is not None and done < total and now - last < self.seconds:
-            return
-        self.printed[label] = now
+        if label in self.printed:
+            last, so_far = self.printed[label]
+            if done == so_far or (done < total and now - last < self.seconds):
+                return
+        self.printed[label] = (now, done)
         line = f"{label}: {done}/{total} {note}".rstrip()
         self.out.print(line, markup=False, highlight=False, soft_wrap=True)

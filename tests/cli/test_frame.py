@@ -96,7 +96,7 @@ def test_the_version() -> None:
 def test_lines_are_printed_first_last_and_seldom_between() -> None:
     out = io.StringIO()
     report = Lines(Console(file=out), seconds=3600)
-    for done in range(5):
+    for done in (0, 1, 2, 3, 4, 4):
         report("prune", done, 4, "error 0.1" if done else "")
     assert out.getvalue() == "prune: 0/4\nprune: 4/4 error 0.1\n"
     eager = Lines(Console(file=out), seconds=0)
