@@ -1,0 +1,202 @@
+"""Run a recipe: load the model, go through the stages, write checkpoint, graph and report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..errors import ModelError
+from ..modifiers import Session
+from ..progress import Progress
+from ..recipes import Recipe, Stage
+from .checkpoint import MASKS, WEIGHTS, publish, write_checkpoint
+from .data import training_examples
+from .evaluate import Exam, compare_speed
+from .models import load_model, model_fingerprint, quiet_transformers
+from .oneshot import run_oneshot
+from .pared import Pared
+from .report import REPORT, layer_table, read_report, sparsity, versions, write_report
+from .runfolder import RunFolder
+from .train import run_training
+
+
+@dataclass
+class ApplyResult:
+    """What `apply` made. `report` is the content of report.json; `output` is None if nothing was written.
+
+    `pared` is the model in memory, or None if the run had been finished before: load it from `output` then.
+    """
+
+    report: dict[str, Any]
+    output: Path | None
+    pared: Pared | None
+
+
+def apply(
+    recipe: Recipe | str | Path,
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    resume: bool = True,
+    evaluate: bool = True,
+    progress: Progress | None = None,
+) -> ApplyResult:
+    """Apply a recipe to a model and write checkpoint, graph and report to `output`.
+
+    recipe: a Recipe, or a path or library name to load. model: overrides the recipe's. output: None keeps the result
+    in memory. resume: continue a killed run in `output` from its last finished block or Trainer checkpoint; False
+    starts over. evaluate: measure perplexity (where the recipe says on what) and speed, before and after.
+
+    A finished run of the same recipe is returned at once. Raises the kinds of ParingError for bad input.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    ref = str(model or recipe.model or "")
+    if not ref:
+        raise ModelError("the recipe names no model; add `model:` to it or give one with --model")
+    recipe = recipe.model_copy(update={"model": ref})
+    if output is None:
+        return _Run(recipe, ref, None, evaluate, progress).go()
+    fingerprint = model_fingerprint(ref, progress)
+    folder = RunFolder.open(Path(output), recipe.to_yaml(), fingerprint, fresh=not resume)
+    if folder.is_done(evaluate):
+        return ApplyResult(read_report(folder.output / REPORT), folder.output, None)
+    return _Run(recipe, ref, folder, evaluate, progress).go()
+
+
+class _Run:
+    """One run, from the base model to the published result; `folder` is None if nothing is to be written."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ref: str,
+        folder: RunFolder | None,
+        evaluate: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.recipe = recipe
+        self.ref = ref
+        self.folder = folder
+        self.evaluate = evaluate
+        self.progress = progress
+        self.pared = Pared.load(ref, progress)
+        self.stages: list[dict[str, Any]] = folder.stages if folder else []
+        self.exam: Exam | None = None
+        if (
+            evaluate and recipe.evaluate is not None
+        ):  # before the work: a bad data set is told at once
+            self.exam = Exam.of(recipe.evaluate, self.pared.tokenizer)
+
+    def go(self) -> ApplyResult:
+        before = self._measure_base()
+        if self.folder and (state := self.folder.load_stage(self.pared.model)):
+            self.pared.restore(state)
+        with quiet_transformers(), TemporaryDirectory(prefix="paring-") as temporary:
+            for index in range(len(self.stages), len(self.recipe.stages)):
+                name = f"stage-{index}"
+                self._run_stage(
+                    index, self.folder.work(name) if self.folder else Path(temporary, name)
+                )
+        layers = layer_table(self.pared.model, self.pared.masks, self.pared.quantization)
+        report: dict[str, Any] = {
+            "model": self.ref,
+            "versions": versions(),
+            "evaluate": self.exam.describe() if self.exam else None,
+            "before": before,
+            "after": {"sparsity": sparsity(layers)},
+            "stages": self.stages,
+            "layers": layers,
+        }
+        if self.folder:
+            self._write(self.folder, report)
+        elif self.exam:
+            progress = _renamed(self.progress, "perplexity after")
+            report["after"]["perplexity"] = self.exam.torch(self.pared.model, progress)
+        return ApplyResult(report, self.folder.output if self.folder else None, self.pared)
+
+    def _measure_base(self) -> dict[str, Any]:
+        """What the base model is; kept in the run's record, so that a resumed run does not measure it again."""
+        before: dict[str, Any] = self.folder.record["before"] if self.folder else {}
+        if not before:
+            model = self.pared.model
+            before["sparsity"] = sparsity(layer_table(model, self.pared.masks, {}))
+            before["bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
+        if self.exam and "perplexity" not in before:
+            progress = _renamed(self.progress, "perplexity before")
+            before["perplexity"] = self.exam.torch(self.pared.model, progress)
+        if self.folder:
+            self.folder.save()
+        return before
+
+    def _run_stage(self, index: int, work: Path) -> None:
+        stage = self.recipe.stages[index]
+        began = time.monotonic()
+        session = Session(
+            self.pared.model,
+            stage.modifiers,
+            tokenizer=self.pared.tokenizer,
+            seed=_seed(stage),
+            masks=self.pared.masks,
+            quantization=self.pared.quantization,
+            load_teacher=lambda teacher: load_model(self.ref if teacher == "self" else teacher)[0],
+        )
+        entry: dict[str, Any] = {"name": stage.name, "run": stage.run}
+        if stage.training is None:
+            run_oneshot(session, stage, work, _renamed(self.progress, stage.name))
+        else:
+            assert stage.data is not None  # the schema asks for it
+            examples = training_examples(stage.data, self.pared.tokenizer)
+            progress = _renamed(self.progress, stage.name)
+            entry["log"] = run_training(session, stage.training, examples, work, progress)
+        entry["seconds"] = round(time.monotonic() - began, 1)
+        entry["modifiers"] = session.report
+        if self.folder:
+            self.folder.finish_stage(entry, self.pared.model, self.pared.state())
+        else:
+            self.stages.append(entry)
+
+    def _write(self, folder: RunFolder, report: dict[str, Any]) -> None:
+        """Stage checkpoint, graph and report, measure them, and move all of it into the output folder."""
+        from ..engine.export import export
+
+        staged, pared, after = folder.empty_work("result"), self.pared, report["after"]
+        write_checkpoint(staged, pared.model, pared.tokenizer, pared.quantization, pared.masks)
+        (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        graph = staged / "graph"
+        export(staged, graph, head=self.recipe.export.head)
+        after["checkpoint_bytes"] = sum(
+            (staged / name).stat().st_size for name in (WEIGHTS, MASKS) if (staged / name).exists()
+        )
+        after["bytes"] = sum(file.stat().st_size for file in graph.iterdir())
+        if self.exam:
+            progress = _renamed(self.progress, "perplexity after")
+            after["perplexity"] = self.exam.engine(graph, progress)
+        if self.evaluate:
+            base, tokenizer = load_model(self.ref, dequantize=True)
+            work = folder.empty_work("speed")
+            report["speed"] = compare_speed(base, tokenizer, graph, work, self.progress)
+        write_report(staged / REPORT, report)
+        names = sorted(path.name for path in staged.iterdir())
+        folder.announce(names)
+        publish(staged, folder.output, folder.record["published"])
+        folder.finish(evaluated=self.evaluate)
+
+
+def _seed(stage: Stage) -> int:
+    if stage.training is not None:
+        return stage.training.seed
+    return stage.data.seed if stage.data is not None else 0
+
+
+def _renamed(progress: Progress | None, name: str) -> Progress | None:
+    """`progress` with another label, so that two equal kinds of work get a bar each."""
+    if progress is None:
+        return None
+
+    def report(label: str, done: int, total: int, note: str = "") -> None:
+        progress(name, done, total, note)
+
+    return report

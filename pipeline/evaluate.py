@@ -1,0 +1,99 @@
+"""What a model is worth: perplexity and decode speed, by torch before the recipe and by the engine after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..engine.perplexity import answer_perplexity, perplexity
+from ..errors import DataError
+from ..progress import Progress
+from .data import evaluation_tokens, prompts_with_answers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..recipes import DataConfig
+
+WINDOWS = 40  # of the perplexity protocol, when the recipe gives no number
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What perplexity is measured on: equally long windows of text, or answers to prompts."""
+
+    dataset: str
+    split: str
+    windows: list[list[int]]
+    items: list[tuple[list[int], list[int]]]
+
+    @classmethod
+    def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Exam:
+        """The first `windows` windows of `length` tokens, or the first `samples` rows where there is an `answer`.
+
+        Raises DataError when there are fewer than asked for.
+        """
+        if config.answer is not None:
+            items = prompts_with_answers(config, tokenizer)
+            return cls(config.dataset, config.split, [], items)
+        tokens, length = evaluation_tokens(config, tokenizer), config.length
+        available = len(tokens) // length
+        wanted = config.windows or min(WINDOWS, max(available, 1))
+        if available < wanted:
+            raise DataError(
+                f"{config.dataset} (split {config.split}): the recipe evaluates {wanted} windows of "
+                f"{length} tokens, but the text has only {available}; lower `windows` or `length`"
+            )
+        windows = [tokens[i * length : (i + 1) * length] for i in range(wanted)]
+        return cls(config.dataset, config.split, windows, [])
+
+    def describe(self) -> dict[str, Any]:
+        if self.items:
+            return {"dataset": self.dataset, "split": self.split, "answers": len(self.items)}
+        size = {"windows": len(self.windows), "length": len(self.windows[0])}
+        return {"dataset": self.dataset, "split": self.split, **size}
+
+    def torch(self, model: PreTrainedModel, progress: Progress | None = None) -> float:
+        """Perplexity of a torch model."""
+
+        @torch.inference_mode()
+        def logits(ids: list[int]) -> np.ndarray[Any, Any]:
+            batch = torch.tensor([ids], device=model.device)
+            found: np.ndarray[Any, Any] = (
+                model(batch, use_cache=False).logits[0].float().cpu().numpy()
+            )
+            return found
+
+        model.eval()
+        return self._perplexity(logits, progress)
+
+    def engine(self, graph: Path, progress: Progress | None = None) -> float:
+        """Perplexity of an exported graph, run by the engine."""
+        from ..engine import Engine
+
+        return self._perplexity(Engine.load(graph).logits, progress)
+
+    def _perplexity(
+        self, logits: Callable[[list[int]], np.ndarray[Any, Any]], progress: Progress | None
+    ) -> float:
+        if self.items:
+            return answer_perplexity(logits, self.items, progress).value
+        tokens = [token for window in self.windows for token in window]
+        length = len(self.windows[0])
+        return perplexity(logits, tokens, length, len(self.windows), progress).value
+
+
+def compare_speed(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    graph: Path,
+    work: Path,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Decode speed of the pared graph against the dense base"""
+    raise NotImplementedError

@@ -1,0 +1,202 @@
+"""A training stage: the Hugging Face `Trainer` turns the wheel, the session does what the recipe says.
+
+Everything the Trainer brings (accumulation, schedules of the learning rate, resume, logging, accelerate) stays its own;
+the session is driven from a callback, once per optimizer step. The session's state lies inside each Trainer checkpoint
+and, being written last, marks it as whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+
+from ..progress import Progress
+from .data import Examples, collate
+from .durable import sync_tree, write_whole
+
+if TYPE_CHECKING:
+    from ..modifiers import Session
+    from ..recipes import TrainingConfig
+
+SESSION_STATE = "session.pt"
+CHECKPOINTS_PER_STAGE = 10  # when the recipe gives no `save_steps`
+LARGEST_GRADIENT_NORM = 1.0  # gradients are scaled down to it, after the masks have been applied
+
+
+def run_training(
+    session: Session,
+    config: TrainingConfig,
+    examples: Examples,
+    work: Path,
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """Train `session.model` in place and return the log, one entry per optimizer step.
+
+    Continues from the last whole checkpoint in `work`; the result then is bit for bit that of an uninterrupted run.
+    """
+    steps_per_epoch = math.ceil(
+        math.ceil(len(examples) / config.batch_size) / config.gradient_accumulation
+    )
+    total = math.ceil(config.epochs * steps_per_epoch)
+    if config.max_steps is not None:
+        total = min(total, config.max_steps)
+    checkpoint = last_checkpoint(work)
+    driver = SessionDriver(session, steps_per_epoch, checkpoint, progress)
+    trainer = SessionTrainer(
+        session,
+        args=_arguments(config, total, work),
+        train_dataset=examples,
+        data_collator=partial(collate, pad=_padding(session)),
+        callbacks=[driver],
+    )
+    driver.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    # By the model's own method: the Trainer's argument for it changes its name between versions.
+    model: Any = session.model
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+    model.eval()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest Trainer checkpoint in `work` that was written to its end."""
+    whole = [file.parent for file in work.glob(f"checkpoint-*/{SESSION_STATE}")]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+class SessionTrainer(Trainer):
+    """A Trainer whose loss goes through the session."""
+
+    def __init__(self, session: Session, **options: Any) -> None:
+        super().__init__(model=session.model, **options)
+        self.session = session
+        # Every part of the loss is a mean over its micro-batch, and the Trainer averages these means. (Models that
+        # divide by the tokens of all micro-batches would weigh cross entropy differently from distillation.)
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        outputs = model(**inputs, use_cache=False)
+        loss = self.session.loss(outputs.loss, inputs, outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Numbers that modifiers logged since the last time go into the same entry."""
+        super().log({**logs, **self.session.take_logs()}, start_time)
+
+
+class SessionDriver(TrainerCallback):
+    """Calls the session's five training methods at the Trainer's optimizer steps."""
+
+    def __init__(
+        self,
+        session: Session,
+        steps_per_epoch: int,
+        checkpoint: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self.session = session
+        self.steps_per_epoch = steps_per_epoch
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.trainer: SessionTrainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.session.begin(self.steps_per_epoch, state.max_steps)
+        if self.checkpoint is not None:
+            saved = torch.load(self.checkpoint / SESSION_STATE, weights_only=True)
+            self.session.load_state_dict(saved)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.session.before_step()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.session.before_optimizer()
+        # Here and not in the Trainer, which would count gradients of weights that are held at zero.
+        parameters = self.session.model.parameters()
+        self.trainer.accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT_NORM)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.session.after_step(kwargs["optimizer"])
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        sync_tree(folder)
+        saved = self.session.state_dict()
+        write_whole(folder / SESSION_STATE, lambda file: torch.save(saved, file))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.session.finish()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.progress and logs and "loss" in logs:
+            note = f"loss {logs['loss']:.3f}"
+            self.progress("train", state.global_step, state.max_steps, note)
+
+
+def _arguments(config: TrainingConfig, total: int, work: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=total,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=0.0,  # the driver clips
+        bf16=config.bf16,
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.save_steps or math.ceil(total / CHECKPOINTS_PER_STAGE),
+        # Two, for the older is still whole while the newer is being written.
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=config.report_to or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+
+
+def _padding(session: Session) -> int:
+    tokenizer = session.tokenizer
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0

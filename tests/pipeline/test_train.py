@@ -1,0 +1,179 @@
+"""Training stages through the real Trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import PrivateAttr
+
+from paring.modifiers import Modifier, Session, registry
+from paring.pipeline.apply import ApplyResult, apply
+from paring.pipeline.train import last_checkpoint
+from paring.recipes import DataConfig, Recipe, Stage, TrainingConfig
+
+GRADUAL = {"init_sparsity": 0.1, "final_sparsity": 0.6, "ignore": ["lm_head"]}
+
+
+class Killed(Exception):
+    """Stands for a crash."""
+
+
+class _Watch(Modifier):
+    """Notes what it sees at each optimizer step; stands last in the list."""
+
+    _seen: list[dict[str, Any]] = PrivateAttr(default_factory=list)
+    _kill_at: int | None = PrivateAttr(default=None)
+    _batches: int = PrivateAttr(default=0)
+
+    def on_loss(
+        self, session: Session, loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any
+    ) -> torch.Tensor:
+        self._batches += 1
+        return loss
+
+    def on_gradients(self, session: Session) -> None:
+        if session.step == self._kill_at:
+            raise Killed
+        self._seen.append({"step": session.step, "epoch": session.epoch, **_zeros(session)})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+def _zeros(session: Session) -> dict[str, float]:
+    """Sparsity of each pruned weight as it lies in the model."""
+    return {
+        name: 1 - int(session.model.get_parameter(name).count_nonzero()) / mask.numel()
+        for name, mask in session.masks.items()
+    }
+
+
+def recipe(pico: Path, corpus: Path, *modifiers: Modifier, **training: Any) -> Recipe:
+    settings = {"epochs": 3.0, "batch_size": 4, "learning_rate": 1e-3, **training}
+    stage = Stage(
+        run="train",
+        data=DataConfig(dataset=str(corpus / "train.txt"), length=16, samples=24),
+        training=TrainingConfig(**settings),
+        modifiers=list(modifiers),
+    )
+    return Recipe(model=str(pico), stages=[stage])
+
+
+def gradual(**fields: Any) -> Modifier:
+    return registry()["MagnitudePruning"](**{**GRADUAL, **fields})
+
+
+def weights(result: ApplyResult) -> dict[str, torch.Tensor]:
+    assert result.pared is not None
+    return result.pared.model.state_dict()
+
+
+def test_gradual_pruning_follows_the_cubic_schedule_at_every_step_and_holds_its_mask(
+    pico: Path, corpus: Path
+) -> None:
+    watch = _Watch()
+    modifier = gradual(start=0.5, end=2.5)
+    result = apply(recipe(pico, corpus, modifier, watch), evaluate=False)
+    steps = 6  # per epoch: 24 samples in batches of 4
+    assert [seen["step"] for seen in watch._seen] == list(range(3 * steps))
+    assert [seen["epoch"] for seen in watch._seen] == [s / steps for s in range(3 * steps)]
+    for seen in watch._seen:
+        step, epoch = seen.pop("step"), seen.pop("epoch")
+        if step < 3:
+            assert not seen
+            continue
+        p = min((epoch - 0.5) / 2.0, 1.0)
+        due = 0.1 + (0.6 - 0.1) * ((p - 1) ** 3 + 1)
+        assert len(seen) == 14
+        for name, sparsity in seen.items():
+            size = result.pared.model.get_parameter(name).numel()  # type: ignore[union-attr]
+            assert sparsity == pytest.approx(due, abs=1 / size), (step, name)
+    assert result.pared is not None
+    for name, mask in result.pared.masks.items():
+        final = result.pared.model.get_parameter(name)
+        assert not final[~mask].any()
+        assert int(mask.sum()) == final.numel() - round(0.6 * final.numel())
+
+
+def test_the_clock_counts_optimizer_steps_under_gradient_accumulation(
+    pico: Path, corpus: Path
+) -> None:
+    watch = _Watch()
+    made = recipe(pico, corpus, watch, gradient_accumulation=4, epochs=2.0)
+    log = apply(made, evaluate=False).report["stages"][0]["log"]
+    assert watch._batches == 12  # 6 batches an epoch
+    assert [seen["epoch"] for seen in watch._seen] == [0, 0.5, 1, 1.5]  # 4 and 2 batches a step
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4]
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(pico: Path, corpus: Path) -> None:
+    whole = apply(recipe(pico, corpus, batch_size=8, max_steps=2), evaluate=False)
+    parts = recipe(pico, corpus, batch_size=2, gradient_accumulation=4, max_steps=2)
+    for name, weight in weights(apply(parts, evaluate=False)).items():
+        torch.testing.assert_close(weight, weights(whole)[name], rtol=0, atol=2e-4)
+
+
+def test_max_steps_ends_early_and_never_late(pico: Path, corpus: Path) -> None:
+    for steps, expected in ((3, 3), (1000, 6)):
+        made = recipe(pico, corpus, max_steps=steps, epochs=1.0)
+        assert len(apply(made, evaluate=False).report["stages"][0]["log"]) == expected
+
+
+@pytest.mark.parametrize("kill_at", [3, 8, 16])
+def test_a_run_killed_mid_epoch_and_resumed_is_bit_identical(
+    pico: Path, corpus: Path, tmp_path: Path, kill_at: int
+) -> None:
+    def once(output: Path, kill: int | None = None) -> ApplyResult:
+        watch = _Watch()
+        watch._kill_at = kill
+        made = recipe(pico, corpus, gradual(end=2.0), watch, gradient_accumulation=2, epochs=6.0)
+        made.stages[0].training.save_steps = 4  # type: ignore[union-attr]
+        result = apply(made, output=output, evaluate=False)
+        result.report["steps"] = [seen["step"] for seen in watch._seen]
+        return result
+
+    whole = once(tmp_path / "whole")
+    with pytest.raises(Killed):
+        once(tmp_path / "killed", kill_at)
+    saved = kill_at // 4 * 4
+    resumed = once(tmp_path / "killed")
+    assert resumed.report["steps"] == list(range(saved, 18))
+    assert weights(resumed).keys() == weights(whole).keys()
+    for name, weight in weights(resumed).items():
+        assert torch.equal(weight, weights(whole)[name]), name
+    stored = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed")]
+    assert stored[0] == stored[1]
+    assert resumed.report["stages"][0]["log"] == whole.report["stages"][0]["log"]
+
+
+def test_a_checkpoint_without_its_last_file_is_not_resumed_from(tmp_path: Path) -> None:
+    for step, files in ((4, ["session.pt"]), (8, ["session.pt"]), (12, ["model.safetensors"])):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for file in files:
+            (folder / file).touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+
+
+def test_gradients_of_held_zeros_do_not_count_when_gradients_are_clipped(
+    pico: Path, corpus: Path
+) -> None:
+    class _Norm(_Watch):
+        def on_gradients(self, session: Session) -> None:
+            total = sum(float(p.grad.square().sum()) for p in session.model.parameters())
+            self._seen.append({"norm": math.sqrt(total)})
+
+        def on_step(self, session: Session, optimizer: torch.optim.Optimizer) -> None:
+            total = sum(float(p.grad.square().sum()) for p in session.model.parameters())
+            self._seen[-1]["clipped"] = math.sqrt(total)
+
+    norm = _Norm()
+    apply(recipe(pico, corpus, gradual(), norm, max_steps=2), evaluate=False)
+    for seen in norm._seen:
+        assert seen["norm"] > 1
+        assert seen["clipped"] == pytest.approx(1.0, rel=1e-4)
