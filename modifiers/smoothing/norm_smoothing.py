@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from ...errors import ModelError
 from ..base import Modifier
-from .pairs import Pair, find_pairs
+from .pairs import find_pairs
 
 if TYPE_CHECKING:
     from ..blocks import Block
@@ -27,13 +28,13 @@ class _NormSmoothing(Modifier):
 
     def on_block(self, session: Session, block: Block) -> None:
         targets = block.linears(self.targets, self.ignore)
+        _refuse_quantized(session, targets)
         pairs, refused = find_pairs(block)
         pairs = [pair for pair in pairs if targets.keys() & pair.consumers.keys()]
         largest = {next(iter(pair.consumers)): _Largest() for pair in pairs}
         block.run({name: observer.add for name, observer in largest.items()})
         section = session.section(self)
         for pair in pairs:
-            _refuse_quantized(session, pair)
             activations = largest[next(iter(pair.consumers))].value
             weights = torch.stack(
                 [linear.weight.float().abs().amax(dim=0) for linear in pair.consumers.values()]
@@ -47,6 +48,13 @@ class _NormSmoothing(Modifier):
         if refused:
             section.setdefault("not_exact", []).extend(refused)
 
+    def on_finalize(self, session: Session) -> None:
+        if "pairs" not in session.section(self):
+            raise ModelError(
+                f"{session.label(self)} found no norm that feeds its targets {', '.join(self.targets)} and can be"
+                " scaled exactly; take the modifier out, or target Linears that read a norm"
+            )
+
 
 class _Largest:
     """Observer: the largest |X_j| of each input channel, f32 [width]."""
@@ -59,8 +67,8 @@ class _Largest:
         self.value = torch.maximum(self.value, largest) if self.value.numel() else largest
 
 
-def _refuse_quantized(session: Session, pair: Pair) -> None:
-    for name in pair.consumers:
+def _refuse_quantized(session: Session, names: Iterable[str]) -> None:
+    for name in names:
         if name in session.quantization:
             raise ModelError(
                 f"{name} is quantized already: scaling it would leave its integer grid; put smoothing before"

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+
+from paring.errors import DataError, ModelError, TargetError
+from paring.modifiers import Modifier, Session
+from paring.modifiers.blocks import Block, capture, find_blocks
+
+
+def qwen() -> nn.Module:
+    """Every other block with a sliding window, so that blocks get different masks."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=128,
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=2,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=128)).eval()
+
+
+@pytest.mark.parametrize("make", [None, qwen, gpt2])
+def test_replaying_all_blocks_is_the_model(pico, calibration, make):
+    model = pico() if make is None else make()
+    inputs, calls = capture(model, calibration)
+    for index, (name, module) in enumerate(find_blocks(model)):
+        block = Block(model, name, index, module, inputs, calls[index])
+        inputs = block.outputs()
+    norm = model.transformer.ln_f if make is gpt2 else model.model.norm
+    with torch.no_grad():
+        logits = model.lm_head(norm(torch.cat(inputs)))
+        expected = model(calibration).logits
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_capture_leaves_the_model_as_it_was(pico, calibration):
+    model = pico()
+    before = model(calibration).logits
+    capture(model, calibration)
+    assert torch.equal(model(calibration).logits, before)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_experts_are_not_taken_for_blocks():
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(9))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer() for _ in range(3))
+
+    assert [name for name, _ in find_blocks(Model())] == ["layers.0", "layers.1", "layers.2"]
+
+
+def test_no_blocks_and_no_data_are_errors(pico):
+    with pytest.raises(ModelError, match="no list of decoder blocks"):
+        find_blocks(nn.Linear(2, 2))
+    with pytest.raises(DataError, match="token ids"):
+        capture(pico(), torch.zeros(0, 4, dtype=torch.long))
+
+
+def test_linears_that_share_an_input(pico, calibration):
+    model = pico()
+    inputs, calls = capture(model, calibration)
+    name, module = find_blocks(model)[0]
+    block = Block(model, name, 0, module, inputs, calls[0])
+    groups = block.shared_inputs(block.linears(["Linear"]))
+    assert [[n.rpartition(".")[2] for n in group] for group in groups] == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
+
+
+def test_each_block_sees_the_compressed_blocks_before_it(pico, calibration):
+    seen = []
+
+    class _Halve(Modifier):
+        def on_block(self, session: Session, block: Block) -> None:
+            seen.append(torch.cat(block.inputs))
+            for _, linear in block.linears(["down_proj"]).items():
+                linear.weight.mul_(0.5)
+
+    model = pico()
+    Session(model, [_Halve()]).run_oneshot(calibration)
+    with torch.no_grad():  # the model is compressed now: its hidden states are what the blocks got
+        states = model(calibration, output_hidden_states=True).hidden_states
+    assert torch.allclose(seen[1], states[1], atol=1e-6)
+
+
+def test_modifiers_of_one_pass_see_each_other(pico, calibration):
+    order = []
+
+    class _First(Modifier):
+        def on_block(self, session: Session, block: Block) -> None:
+            order.append(("first", block.index))
+
+    class _Second(Modifier):
+        def on_block(self, session: Session, block: Block) -> None:
+            order.append(("second", block.index))
+
+    class _Ranking(Modifier):
+        @property
+        def needs_pass(self) -> bool:
+            return True
+
+        def on_observe(self, session: Session, block: Block) -> None:
+            order.append(("observe", block.index))
+
+        def on_block(self, session: Session, block: Block) -> None:
+            order.append(("rank", block.index))
+
+    class _Whole(Modifier):
+        def on_update(self, session: Session) -> None:
+            order.append(("whole", -1))
+
+    mods = [_First(), _Second(), _Ranking(), _First(), _Whole()]
+    Session(pico(), mods).run_oneshot(calibration)
+    passes = [("first", 0), ("second", 0), ("first", 1), ("second", 1)]
+    passes += [("observe", 0), ("observe", 1)]
+    passes += [("rank", 0), ("first", 0), ("rank", 1), ("first", 1), ("whole", -1)]
+    assert order == passes
+
+
+def test_block_modifiers_need_data_and_layers_in_blocks(pico, calibration):
+    class _Look(Modifier):
+        def on_block(self, session: Session, block: Block) -> None: ...
+
+    with pytest.raises(DataError, match="_Look need calibration data"):
+        Session(pico(), [_Look()]).run_oneshot()
+    session = Session(pico(), [_Look()])
+    session.run_oneshot(calibration)
+    assert session.report["_Look"]["left_alone_outside_blocks"] == ["lm_head"]
+    with pytest.raises(TargetError, match="only lm_head"):
+        Session(pico(), [_Look(targets=["lm_head"])]).run_oneshot(calibration)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from paring.errors import ModelError
+from paring.modifiers import Session, registry
+from paring.modifiers.hessian import Gram, inverse_factor
+from paring.modifiers.pruning.sparsegpt import SparseGPT
+
+
+def layer(rows: int = 12, columns: int = 32, tokens: int = 200) -> tuple[torch.Tensor, Gram]:
+    torch.manual_seed(0)
+    mix = torch.randn(columns, columns)
+    gram = Gram()
+    for _ in range(4):
+        x = torch.randn(1, tokens // 4, columns) @ mix
+        gram.add(x, x)
+    return torch.randn(rows, columns), gram
+
+
+def plain_sparsegpt(weight, gram, block_size, choose):
+    """Optimal brain surgeon with a fixed column order, each row for itself, with explicit inverse updates, in fp64.
+
+    choose(scores of the columns [first, last) at this moment) -> kept, called at multiples of block_size.
+    """
+    w = weight.double().numpy().copy()
+    h = 2 / gram.tokens * gram.matrix.double().numpy()
+    h = h + 0.01 * np.diag(h).mean() * np.eye(len(h))
+    columns = w.shape[1]
+    inverses = [np.linalg.inv(h[j:, j:]) for j in range(columns)]  # of what is left at column j
+    kept = np.ones(w.shape, dtype=bool)
+    for j in range(columns):
+        if j % block_size == 0:
+            last = min(j + block_size, columns)
+            scores = np.stack([w[:, i] ** 2 / inverses[i][0, 0] for i in range(j, last)], axis=1)
+            kept[:, j:last] = choose(torch.from_numpy(scores)).numpy()
+        for row in range(w.shape[0]):
+            if not kept[row, j]:
+                w[row, j:] -= w[row, j] / inverses[j][0, 0] * inverses[j][0]
+                w[row, j] = 0
+    return torch.from_numpy(w).float(), torch.from_numpy(kept)
+
+
+def lowest_half(scores: torch.Tensor) -> torch.Tensor:
+    order = scores.flatten().argsort()
+    kept = torch.ones(scores.numel(), dtype=torch.bool)
+    kept[order[: scores.numel() // 2]] = False
+    return kept.reshape(scores.shape)
+
+
+def two_of_four(scores: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(2).indices, True)
+
+
+@pytest.mark.parametrize("block_size", [8, 32, 128])
+def test_unstructured_is_the_plain_algorithm(block_size):
+    weight, gram = layer()
+    all_kept = torch.ones_like(weight, dtype=torch.bool)
+    ((after, mask),) = SparseGPT(sparsity=0.5, block_size=block_size).prune(
+        gram, [weight], [all_kept], {}
+    )
+    expected, kept = plain_sparsegpt(weight, gram, block_size, lowest_half)
+    assert torch.equal(mask, kept)
+    assert torch.allclose(after, expected, atol=1e-4)
+    assert (after == 0).sum() == weight.numel() // 2
+
+
+def test_n_of_m_is_the_plain_algorithm():
+    weight, gram = layer()
+    all_kept = torch.ones_like(weight, dtype=torch.bool)
+    ((after, mask),) = SparseGPT(mask_structure="2:4", block_size=10).prune(
+        gram, [weight], [all_kept], {}
+    )
+    expected, kept = plain_sparsegpt(weight, gram, 4, two_of_four)
+    assert torch.equal(mask, kept)
+    assert torch.allclose(after, expected, atol=1e-4)
+
+
+def test_sharing_an_input_changes_nothing():
+    weight, gram = layer()
+    other = torch.randn(5, 32)
+    kept = [torch.ones_like(w, dtype=torch.bool) for w in (weight, other)]
+    algorithm = SparseGPT(sparsity=0.6, block_size=16)
+    together = algorithm.prune(gram, [weight, other], kept, {})
+    alone = algorithm.prune(gram, [weight], kept[:1], {}) + algorithm.prune(
+        gram, [other], kept[1:], {}
+    )
+    for (w1, m1), (w2, m2) in zip(together, alone, strict=True):
+        assert torch.equal(m1, m2)
+        assert torch.allclose(w1, w2, atol=1e-5)
+
+
+def test_updates_beat_the_bare_mask():
+    weight, gram = layer()
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    ((after, mask),) = SparseGPT(sparsity=0.5).prune(gram, [weight], [kept], {})
+    assert gram.relative_error(weight, after) < 0.8 * gram.relative_error(weight, weight * mask)
+
+
+def test_zeros_that_are_there_stay_and_count():
+    weight, gram = layer()
+    kept = torch.rand(weight.shape) > 0.3
+    weight = weight * kept
+    ((after, mask),) = SparseGPT(sparsity=0.5).prune(gram, [weight], [kept], {})
+    assert not (mask & ~kept).any()
+    assert (after[~kept] == 0).all()
+    assert (~mask).float().mean() == 0.5
+
+
+def test_dead_inputs_become_zero_columns():
+    torch.manual_seed(0)
+    gram = Gram()
+    x = torch.randn(64, 16)
+    x[:, 3] = 0
+    gram.add(x, x)
+    weight = torch.randn(4, 16)
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    ((after, mask),) = SparseGPT(sparsity=0.25).prune(gram, [weight], [kept], {})
+    assert (after[:, 3] == 0).all()
+    assert not mask[:, 3].any()
+    assert after.isfinite().all()
+
+
+def test_cholesky_falls_back_to_fp64_and_says_so():
+    x = torch.tensor([[1e4, 1e4, 1.0], [1e4, 1e4, -1.0]])
+    gram = Gram()
+    gram.add(x, x)
+    with pytest.raises(torch.linalg.LinAlgError):
+        torch.linalg.cholesky(gram.hessian + 1e-10 * torch.eye(3))
+    factor = inverse_factor(gram.hessian, 1e-9)
+    assert factor.double
+    assert factor.upper.isfinite().all()
+    notes: dict[str, str] = {}
+    kept = torch.ones(2, 3, dtype=torch.bool)
+    SparseGPT(sparsity=0.5, dampening_frac=1e-9).prune(gram, [torch.randn(2, 3)], [kept], notes)
+    assert "fp64" in notes["cholesky"]
+
+
+def test_nan_in_calibration_is_an_error():
+    gram = Gram()
+    x = torch.full((2, 3), torch.nan)
+    gram.add(x, x)
+    with pytest.raises(ModelError, match="NaN"):
+        inverse_factor(gram.hessian, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "sparsity is missing"),
+        ({"mask_structure": "4:16", "sparsity": 0.5}, "4:16 is 0.75 sparse"),
+        ({"mask_structure": "3x3"}, "is not a mask structure"),
+        ({"sparsity": 1.0}, "less than 1"),
+    ],
+)
+def test_settings_that_contradict_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        SparseGPT(**settings)
+
+
+@pytest.mark.parametrize("key", ["SparseGPT", "Wanda", "ADMMPruning"])
+@pytest.mark.parametrize("structure", ["unstructured", "2:4", "8:16", "1x4", "4x1", "16x1", "2x1"])
+def test_every_pruner_makes_every_structure(pico, calibration, key, structure):
+    model = pico()
+    settings = {"mask_structure": structure}
+    if ":" not in structure:
+        settings["sparsity"] = 0.5
+    session = Session(model, [registry()[key](**settings, ignore=["lm_head"])])
+    session.run_oneshot(calibration)
+    assert len(session.masks) == 14
+    for name, mask in session.masks.items():
+        weight = model.get_parameter(name)
+        assert (weight[~mask] == 0).all()
+        assert abs((~mask).float().mean() - 0.5) < 0.01
+        if ":" in structure:
+            n, m = map(int, structure.split(":"))
+            assert (mask.reshape(-1, m).sum(dim=1) == n).all()
+        elif structure != "unstructured":
+            rows, columns = map(int, structure.split("x"))
+            tiles = (
+                mask.reshape(mask.shape[0] // rows, rows, -1, columns).transpose(1, 2).flatten(2)
+            )
+            assert (tiles.all(dim=2) | ~tiles.any(dim=2)).all()
+    layers = session.report[key]["layers"]
+    assert all(0 < layers[name]["error"] < 1 for name in layers)
