@@ -77,8 +77,6 @@ class Weights:
         packed = f"{name}_packed" in self.checkpoint.files
         values = self._unpacked(module, scheme.bits) if packed else self.checkpoint.raw(name)
         self._check_shape(module, values)
-        if scheme.bits == 4 and (values.min() < -8 or values.max() > 7):
-            self._fail(module, "has weights outside -8..7, but num_bits is 4")
         self._check_symmetric(module, values.shape[1], scheme)
         return Weight(
             values=values,

@@ -97,6 +97,8 @@ class GraphWriter:
         quantized = values.dtype == np.int8
         code: Literal["f32", "f16", "i8", "i4"]
         code = ("i8" if bits == 8 else "i4") if quantized else _float_code(name, values)
+        if code == "i4" and (values.min() < -8 or values.max() > 7):
+            raise GraphError(f"{name}: weights outside -8..7 are no int4")
         if mask is None:
             mask = values != 0
         elif values[~mask].any():

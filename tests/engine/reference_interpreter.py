@@ -34,7 +34,7 @@ def logits(graph: Graph, tokens: list[int]) -> Array:
 
 def weights(graph: Graph, name: str) -> Array:
     """A stored matrix as float64 [n, k], decoded bit by bit without the package's own code."""
-    integers = _stored(graph, name)
+    integers = stored_values(graph, name)
     matrix = graph.tensors[name]
     assert isinstance(matrix, Matrix)
     if not matrix.quantized:
@@ -49,7 +49,7 @@ def weights(graph: Graph, name: str) -> Array:
     )
 
 
-def _stored(graph: Graph, name: str) -> Array:
+def stored_values(graph: Graph, name: str) -> Array:
     """Values before scaling, float64 [n, k]."""
     matrix, parts = graph.tensors[name], graph.parts(name)
     assert isinstance(matrix, Matrix)
