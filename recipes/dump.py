@@ -20,15 +20,15 @@ def dump(recipe: Recipe) -> str:
         entry = stage.model_dump(mode="json", exclude_unset=True, exclude={"modifiers"})
         if stage.modifiers:
             entry["modifiers"] = [
-                {modifier.key(): _fields(modifier)} for modifier in stage.modifiers
+                {modifier.key(): given_fields(modifier)} for modifier in stage.modifiers
             ]
         data["stages"].append(entry)
     order = [key for key in Recipe.model_fields if key in data]
     return write_yaml({key: data[key] for key in order})
 
 
-def _fields(modifier: Modifier) -> dict[str, Any]:
-    """Its own fields first, then those that every modifier has."""
+def given_fields(modifier: Modifier) -> dict[str, Any]:
+    """The fields that were set: its own first, then those that every modifier has."""
     given = modifier.model_dump(mode="json", exclude_unset=True)
     return dict(sorted(given.items(), key=lambda item: item[0] in Modifier.model_fields))
 

@@ -1,0 +1,182 @@
+"""What acts when: a recipe laid out in time, for the terminal and for pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from ..modifiers.base import Modifier
+from ..modifiers.oneshot import plan as plan_walks
+from ..modifiers.session import Session
+from .dump import given_fields
+from .schema import DataConfig, Recipe, Stage, TrainingConfig
+
+POINTS = 400  # of a curve that has no steps of its own
+
+
+@dataclass(frozen=True)
+class Row:
+    """One modifier of a stage. Times are epochs of the stage; one-shot stages have none (0 to 0)."""
+
+    name: str
+    family: str
+    settings: str
+    start: float = 0.0
+    end: float = 0.0
+    every: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    """(epoch, sparsity) wherever it changes, for modifiers that schedule one."""
+
+    @property
+    def pace(self) -> str:
+        """`every step`, or `0.05 to 0.6 every 0.1 epochs`."""
+        pace = "every step" if self.every is None else f"every {self.every:g} epochs"
+        if self.curve:
+            pace = f"{self.curve[0][1]:g} to {self.curve[-1][1]:g} {pace}"
+        return pace
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A step of a one-shot stage: what happens, and which modifiers do it, in order."""
+
+    what: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage: one-shot stages have `walks`, training stages `epochs` and `rows`."""
+
+    name: str
+    run: str
+    about: str
+    walks: tuple[Walk, ...] = ()
+    rows: tuple[Row, ...] = ()
+    epochs: float = 0.0
+
+    @property
+    def ticks(self) -> list[float]:
+        """Round epochs to mark on the axis: at most seven, steps of 1, 2 or 5 times a power of ten."""
+        powers = (10.0**n for n in range(-6, 12))
+        step = next(s for p in powers for s in (p, 2 * p, 5 * p) if self.epochs / s <= 6)
+        return [k * step for k in range(int(self.epochs / step * (1 + 1e-9)) + 1)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole recipe in time."""
+
+    title: str
+    stages: tuple[StagePlan, ...]
+    after: tuple[str, ...]
+
+    @classmethod
+    def of(cls, recipe: Recipe, title: str = "") -> Plan:
+        """Lay out a recipe. `title` names it; the model is added."""
+        parts = [part for part in (title, recipe.model) if part]
+        after = []
+        if recipe.evaluate is not None:
+            after.append(f"perplexity before and after on {_data(recipe.evaluate)}")
+        after.append(f"logits matrix: {recipe.export.head}")
+        return cls(" · ".join(parts), tuple(map(_stage, recipe.stages)), tuple(after))
+
+
+_WALKS = {
+    "model": "the whole model at once",
+    "observe": "look at every block",
+    "blocks": "block by block",
+}
+
+
+def _stage(stage: Stage) -> StagePlan:
+    data = [_data(stage.data)] if stage.data else ["no data"]
+    if stage.training is None:
+        walks = [
+            Walk(
+                _WALKS[walk.kind],
+                tuple(Row(m.key(), _family(m), _settings(m)) for m in walk.modifiers),
+            )
+            for walk in plan_walks(stage.modifiers)
+        ]
+        return StagePlan(stage.name, stage.run, data[0], walks=tuple(walks))
+    training = stage.training
+    about = " · ".join([_training(training), *data])
+    rows = tuple(_train_row(modifier, training.epochs) for modifier in stage.modifiers)
+    return StagePlan(stage.name, stage.run, about, rows=rows, epochs=training.epochs)
+
+
+def _train_row(modifier: Modifier, epochs: float) -> Row:
+    end = epochs if modifier.end is None else modifier.end
+    every = modifier.update_frequency
+    curve = _curve(modifier, modifier.start, end, every)
+    settings = _settings(modifier)
+    return Row(modifier.key(), _family(modifier), settings, modifier.start, end, every, curve)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """As much of a session as a schedule asks for: how far through its window a modifier is."""
+
+    at: float
+
+    def progress(self, modifier: Modifier) -> float:
+        return self.at
+
+
+def _curve(
+    modifier: Modifier, start: float, end: float, every: float | None
+) -> tuple[tuple[float, float], ...]:
+    schedule = getattr(modifier, "scheduled_sparsity", None)
+    if schedule is None:
+        return ()
+    step = (end - start) / POINTS if every is None else every
+    count = int((end - start) / step * (1 + 1e-9))
+    fractions = sorted({min(k * step / (end - start), 1.0) for k in range(count + 1)} | {1.0})
+    return tuple(
+        (start + at * (end - start), float(schedule(cast("Session", _Clock(at)))))
+        for at in fractions
+    )
+
+
+def _family(modifier: Modifier) -> str:
+    """The folder of `modifiers/` its class stands in; `custom` for others'."""
+    own, parts = Modifier.__module__.rpartition(".")[0], type(modifier).__module__
+    return parts.removeprefix(f"{own}.").partition(".")[0] if parts.startswith(own) else "custom"
+
+
+def _data(data: DataConfig) -> str:
+    split = "" if data.split == "train" else f" {data.split}"
+    count = data.samples or data.windows
+    if data.answer is not None:
+        size = f"{count or 'all'} answers, up to {data.length} tokens"
+    else:
+        size = f"{count} x {data.length} tokens" if count else f"windows of {data.length} tokens"
+    return f"{data.dataset}{split}, {size}"
+
+
+def _training(training: TrainingConfig) -> str:
+    epochs = f"{training.epochs:g} epoch{'s'[: training.epochs != 1]}"
+    limit = f", at most {training.max_steps} steps" if training.max_steps else ""
+    batch = f"batch {training.batch_size}"
+    if training.gradient_accumulation > 1:
+        batch += f" x {training.gradient_accumulation}"
+    rate = f"learning rate {training.learning_rate:g} {training.lr_scheduler}"
+    return f"{epochs}{limit} · {batch} · {rate}"
+
+
+def _settings(modifier: Modifier) -> str:
+    """What the recipe gives a modifier, besides its times: `sparsity 0.5 · ignore lm_head`."""
+    given = given_fields(modifier)
+    timing = ("start", "end", "update_frequency")
+    return " · ".join(f"{k} {_shown(v)}" for k, v in given.items() if k not in timing)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "nothing"
+    if isinstance(value, bool) or value is None:
+        return {True: "on", False: "off", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
