@@ -1,0 +1,19 @@
+#include "dispatch.h"
+#include "ops/ops.h"
+
+namespace paring::ops {
+
+const OpsRow& select_ops(uint32_t features) {
+#if defined(PARING_HAVE_AVX512)
+    constexpr uint32_t wide = kAvx2 | kFma | kF16c | kAvx512;
+    if ((features & wide) == wide) return avx512_row;
+#endif
+#if defined(PARING_HAVE_AVX2)
+    constexpr uint32_t narrow = kAvx2 | kFma | kF16c;
+    if ((features & narrow) == narrow) return avx2_row;
+#endif
+    (void)features;
+    return portable_row;
+}
+
+}  // namespace paring::ops

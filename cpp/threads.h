@@ -1,0 +1,52 @@
+// A pool of persistent threads for fork-joins of a few microseconds.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+
+namespace paring {
+
+// Workers spin for about a millisecond after the last job, then sleep. The calling thread takes
+// part, and a job ends when its units are done: a worker that the system has put aside never holds
+// it up. Units are handed out one by one, so their results must not depend on the thread.
+class Pool {
+public:
+    // `threads` counts the calling thread; 1 makes every job run in place.
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    int threads() const { return threads_; }
+
+    // Held by whoever runs jobs: one owner at a time. In the child of a fork, where the workers and
+    // the lock's former owner are gone, the pool starts afresh.
+    std::unique_lock<std::mutex> enter();
+
+    // Calls body(unit, thread) for every unit in [0, units), thread in [0, threads()), and returns
+    // when all are done. `body` must not throw. Call only under enter().
+    template <class Body>
+    void run(int64_t units, const Body& body) {
+        if (threads_ == 1 || units <= 1) {
+            for (int64_t unit = 0; unit < units; ++unit) body(unit, 0);
+            return;
+        }
+        fork_join(
+                [](const void* context, int64_t unit, int thread) {
+                    (*static_cast<const Body*>(context))(unit, thread);
+                },
+                &body, units);
+    }
+
+private:
+    struct State;
+    using Task = void (*)(const void* context, int64_t unit, int thread);
+
+    void start();
+    void fork_join(Task task, const void* context, int64_t units);
+
+    int threads_;
+    State* state_ = nullptr;
+};
+
+}  // namespace paring

@@ -1,0 +1,133 @@
+"""One answer of the engine, piece by piece: prefill, decode, stop, detokenize, timings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ..errors import GraphError, ParingError
+from .detokenize import Detokenizer, StopStrings
+from .sampling import Sampler, Sampling
+from .tokenizer import Message
+
+if TYPE_CHECKING:
+    from .runtime import Engine
+
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
+# "stop": an end token or stop string; "length": max_tokens; "context": the context is full.
+FinishReason: TypeAlias = Literal["stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Tokens and wall seconds of the prompt and of the answer (from the prompt's end on)."""
+
+    prompt_tokens: int
+    prompt_seconds: float
+    tokens: int
+    seconds: float
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: the first token came with the prompt, so it does not count."""
+        return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer. `tokens` holds every id that was chosen, an end token included."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    timings: Timings
+
+
+class Generation(Iterator[str]):
+    """An answer in the making: iterate for its text; then `completion` tells how it went.
+
+    Pieces never end in half a character or half a stop string, and their sum is the text.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling,
+        stop: Sequence[str],
+    ) -> None:
+        if max_tokens < 1:
+            raise ParingError(f"max_tokens is {max_tokens}; give at least 1")
+        self._engine = engine
+        self._prompt = engine.check_prompt(prompt)
+        self._max_tokens = max_tokens
+        self._sampler = Sampler(sampling)
+        self._stops = StopStrings(stop)
+        self._tokens: list[int] = []
+        self._text: list[str] = []
+        self._finish: FinishReason | None = None
+        self._prompt_seconds = self._seconds = 0.0
+        self._pieces = self._run()
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self._text.append(piece)
+        return piece
+
+    def close(self) -> None:
+        """Stop here; `completion` is then not available."""
+        self._pieces.close()
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer. Raises GraphError before the last piece has been taken."""
+        if self._finish is None:
+            raise GraphError("the answer is not finished; take all of its pieces first")
+        timings = Timings(len(self._prompt), self._prompt_seconds, len(self._tokens), self._seconds)
+        return Completion("".join(self._text), self._tokens, self._finish, timings)
+
+    def _run(self) -> Generator[str, None, None]:
+        text = Detokenizer(self._engine.decode)
+        for token in self._choose():
+            if piece := self._stops.push(text.push(token)):
+                yield piece
+            if self._stops.found:
+                self._finish = "stop"
+                return
+        # Before `_finish` is known to the caller all text is out.
+        finish, self._finish = self._finish, None
+        rest = self._stops.push(text.flush())
+        if self._stops.found:
+            finish = "stop"
+        if rest := rest + self._stops.flush():
+            yield rest
+        self._finish = finish
+
+    def _choose(self) -> Iterator[int]:
+        """The tokens to show, up to whatever ends the answer."""
+        began = time.perf_counter()
+        state = self._engine.begin(self._prompt)
+        self._prompt_seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        while True:
+            token = self._sampler.next(state.logits)
+            self._tokens.append(token)
+            self._seconds = time.perf_counter() - began
+            if token in self._engine.end_tokens:
+                self._finish = "stop"
+                return
+            yield token
+            if len(self._tokens) == self._max_tokens:
+                self._finish = "length"
+                return
+            if state.length == self._engine.context:
+                self._finish = "context"
+                return
+            state.append(token)
