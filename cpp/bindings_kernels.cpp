@@ -186,6 +186,7 @@ void bind_kernels(py::module_& parent) {
                "The input as a row quantizes it: q and planes [m, padded k], scale and sum [m, groups].");
     module.def("linear", &linear, py::arg("row"), py::arg("matrix"), py::arg("x"), py::arg("parts") = 1,
                py::arg("guard") = 0, "y = x W^T float32 [m, n + 2 * guard]; the guard columns stay -12345.");
+    bind_timing(module);
 }
 
 }  // namespace paring

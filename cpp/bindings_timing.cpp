@@ -1,0 +1,111 @@
+// Timing of kernels and of the memory, without Python or a decoder around them.
+#include "bindings_kernels.h"
+
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dispatch.h"
+#include "kernels/packed.h"
+
+namespace py = pybind11;
+
+namespace paring {
+namespace {
+
+using namespace kernels;
+using Memory = std::unique_ptr<void, decltype(&std::free)>;
+
+Memory aligned(size_t bytes) {
+    Memory memory(std::aligned_alloc(kAlignment, round_up(bytes + 1, kAlignment)), std::free);
+    if (!memory) throw std::bad_alloc();
+    std::memset(memory.get(), 0, round_up(bytes + 1, kAlignment));
+    return memory;
+}
+
+// Seconds of each of `passes` calls of work(thread) on all threads at once, started by spinning.
+std::vector<double> timed(int threads, int passes, const std::function<void(int)>& work) {
+    std::atomic<int> arrived{0};
+    std::vector<double> seconds(static_cast<size_t>(passes));
+    const auto body = [&](int thread) {
+        for (int pass = 0; pass < passes; ++pass) {
+            arrived.fetch_add(1);
+            while (arrived.load() < threads * (2 * pass + 1)) {}
+            const auto start = std::chrono::steady_clock::now();
+            work(thread);
+            arrived.fetch_add(1);
+            while (arrived.load() < threads * (2 * pass + 2)) {}
+            const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+            if (thread == 0) seconds[static_cast<size_t>(pass)] = took.count();
+        }
+    };
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < threads; ++thread) others.emplace_back(body, thread);
+    body(0);
+    for (std::thread& other : others) other.join();
+    return seconds;
+}
+
+// Each pass runs every matrix once on m tokens; with enough matrices the weights come from memory.
+std::vector<double> time_linear(const std::string& name, const std::vector<const PackedMatrix*>& matrices, int32_t m,
+                                int threads, int passes) {
+    if (matrices.empty() || m < 1 || threads < 1 || passes < 1) throw std::invalid_argument("nothing to time");
+    const KernelRow& row = select_row(name);
+    const PackedMatrix& first = *matrices.front();
+    for (const PackedMatrix* w : matrices)
+        if (w->layout != first.layout || w->n != first.n || w->k != first.k || !same_input(w->input, first.input))
+            throw std::invalid_argument("the matrices differ in layout or shape");
+    const RunFn run = row.run[static_cast<size_t>(first.layout)];
+    if (run == nullptr) throw std::invalid_argument("row '" + name + "' does not run this layout");
+    const size_t k = static_cast<size_t>(first.k), n = static_cast<size_t>(first.n), tokens = static_cast<size_t>(m);
+    std::vector<float> x(tokens * k), y(tokens * n);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 2654435761U % 1000) / 500.0F - 1.0F;
+    const Memory memory = aligned(activation_bytes(first.input, m, first.k));
+    const Activations input = bind_activations(memory.get(), first.input, x.data(), k, m, first.k);
+    if (first.input.mode != InputMode::f32) row.quantize(input, 0, m);
+    std::vector<Memory> scratch;
+    for (int thread = 0; thread < threads; ++thread) scratch.push_back(aligned(run_scratch_bytes(first)));
+    py::gil_scoped_release release;
+    return timed(threads, passes, [&](int thread) {
+        for (const PackedMatrix* w : matrices)
+            run(*w, input, y.data(), n, split_panels(*w, thread, threads), split_panels(*w, thread + 1, threads),
+                scratch[static_cast<size_t>(thread)].get());
+    });
+}
+
+// Each pass reads `bytes` of memory once, shared among the threads.
+std::vector<double> time_reading(size_t bytes, int threads, int passes) {
+    const size_t share = bytes / static_cast<size_t>(threads) / 256 * 32;
+    const size_t words = share * static_cast<size_t>(threads);
+    const Memory memory = aligned(words * 8);
+    const auto* data = static_cast<const uint64_t*>(memory.get());
+    std::atomic<uint64_t> sink{0};
+    py::gil_scoped_release release;
+    return timed(threads, passes, [&](int thread) {
+        const uint64_t* at = data + share * static_cast<size_t>(thread);
+        uint64_t sums[32] = {};
+        for (size_t i = 0; i < share; i += 32)
+            for (size_t lane = 0; lane < 32; ++lane) sums[lane] += at[i + lane];
+        for (uint64_t sum : sums) sink += sum;
+    });
+}
+
+}  // namespace
+
+void bind_timing(py::module_& module) {
+    module.def("time_linear", &time_linear, py::arg("row"), py::arg("matrices"), py::arg("m") = 1, py::arg("threads") = 1,
+               py::arg("passes") = 5, "Seconds of each pass over all matrices (equal in shape and layout).");
+    module.def("time_reading", &time_reading, py::arg("bytes"), py::arg("threads") = 1, py::arg("passes") = 5,
+               "Seconds of each pass of reading so many bytes of memory.");
+}
+
+}  // namespace paring
