@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from torch import nn
 from ..errors import DataError, ModelError
 from .targets import select
 
-Observer = Callable[[torch.Tensor, torch.Tensor], None]
-"""Called with a module's input and output, each [batch, length, width]."""
+Observer = Callable[[torch.Tensor], None]
+"""Called with a module's input, [batch, length, width]."""
 
 BATCH = 8  # calibration sequences per replayed batch
 
@@ -82,18 +83,34 @@ class Block:
         found = self.modules(targets, ignore)
         return {name: module for name, module in found if isinstance(module, nn.Linear)}
 
+    @torch.no_grad()
     def run(self, hooks: Mapping[str, Observer], batches: int | None = None) -> None:
-        """Replay the block on its inputs (the first `batches`); observers see the modules they are keyed by.
+        """Replay the block on its inputs (the first `batches`); observers see what goes into the modules named.
 
-        The weights are those of now: of modifiers earlier in the list, changed already.
+        The weights are those of now: of modifiers earlier in the list, changed already. A replay ends as soon as every
+        observer has been called, so that what comes after the last module costs nothing.
         """
-        handles = []
-        for name, observer in hooks.items():
-            module = self.model.get_submodule(name)
-            handles.append(module.register_forward_hook(_forward_hook(observer)))
+        waiting: set[str] = set()
+
+        def watch(name: str, observer: Observer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                observer(args[0])
+                waiting.discard(name)
+                if not waiting:
+                    raise _Stop
+
+            return hook
+
+        modules = {name: self.model.get_submodule(name) for name in hooks}
+        handles = [
+            module.register_forward_pre_hook(watch(name, hooks[name]))
+            for name, module in modules.items()
+        ]
         try:
-            for index in range(len(self.inputs))[:batches]:
-                self._forward(index)
+            for index in range(len(self.inputs))[:batches] if hooks else ():
+                waiting.update(hooks)
+                with contextlib.suppress(_Stop):
+                    self._forward(index)
         finally:
             for handle in handles:
                 handle.remove()
@@ -117,7 +134,7 @@ class Block:
         ] = []  # keeps the tensors alive, so that addresses stay theirs
 
         def remember(name: str) -> Observer:
-            def observe(x: torch.Tensor, _: torch.Tensor) -> None:
+            def observe(x: torch.Tensor) -> None:
                 for tensor, names in seen:
                     if tensor.data_ptr() == x.data_ptr() and tensor.shape == x.shape:
                         names.append(name)
@@ -130,15 +147,8 @@ class Block:
         return [names for _, names in seen]
 
 
-def _forward_hook(observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        observer(args[0], output)
-
-    return hook
-
-
 class _Stop(Exception):
-    """Ends a forward once every block has told what it was called with."""
+    """Ends a forward once everything asked for has been seen."""
 
 
 @torch.no_grad()

@@ -8,20 +8,29 @@ import torch
 
 from ..errors import ModelError
 
+PANEL = 384
+
 
 class Gram:
-    """Accumulates X^T X in fp32. `add` is an observer of a Linear: its input is [..., in]."""
+    """Accumulates X^T X in fp32. `add` is an observer of a Linear: its input is [..., in].
+
+    X^T X is symmetric, so only blocks on and right of the diagonal are computed: of 1536 columns, 5/8 of the work.
+    """
 
     def __init__(self) -> None:
         self.tokens = 0
         self._sum: torch.Tensor | None = None
+        self._matrix: torch.Tensor | None = None
 
     @torch.no_grad()
-    def add(self, x: torch.Tensor, _: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1]).float()
         if self._sum is None:
             self._sum = rows.new_zeros(rows.shape[1], rows.shape[1])
-        self._sum.addmm_(rows.T, rows)
+        for first in range(0, rows.shape[1], PANEL):
+            panel = slice(first, first + PANEL)
+            self._sum[panel, first:].addmm_(rows[:, panel].T, rows[:, first:])
+        self._matrix = None
         self.tokens += rows.shape[0]
 
     @property
@@ -29,7 +38,9 @@ class Gram:
         """X^T X, f32 [in, in]."""
         if self._sum is None:
             raise ModelError("a Linear got no calibration input: the model never called it")
-        return self._sum
+        if self._matrix is None:
+            self._matrix = self._sum.triu() + self._sum.triu(1).T
+        return self._matrix
 
     @property
     def hessian(self) -> torch.Tensor:

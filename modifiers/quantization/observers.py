@@ -15,7 +15,7 @@ class MinMax:
         self.low = 0.0
         self.high = 0.0
 
-    def add(self, x: torch.Tensor, _: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor) -> None:
         low, high = torch.aminmax(x)
         self.low = min(self.low, float(low))  # 0 must be on the grid, so it always is in the range
         self.high = max(self.high, float(high))

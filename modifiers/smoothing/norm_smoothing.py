@@ -62,7 +62,7 @@ class _Largest:
     def __init__(self) -> None:
         self.value = torch.zeros(0)
 
-    def add(self, x: torch.Tensor, _: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor) -> None:
         largest = x.reshape(-1, x.shape[-1]).abs().amax(dim=0).float()
         self.value = torch.maximum(self.value, largest) if self.value.numel() else largest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,16 +54,22 @@ def find_pairs(block: Block) -> tuple[list[Pair], list[str]]:
     produced: dict[str, torch.Tensor] = {}  # kept alive, so that no address is used twice
     read: dict[str, torch.Tensor] = {}
 
-    def produce(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        if isinstance(y, torch.Tensor) and y.shape == x.shape:
-            produced[name] = y
+    def produce(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if output.shape == args[0].shape:
+                produced[name] = output
 
-    def consume(name: str, x: torch.Tensor, _: torch.Tensor) -> None:
-        read[name] = x
+        return hook
 
-    hooks = {name: lambda x, y, n=name: produce(n, x, y) for name in norms}
-    hooks |= {name: lambda x, y, n=name: consume(n, x, y) for name in linears}
-    block.run(hooks, batches=1)
+    def consume(name: str) -> Callable[[torch.Tensor], None]:
+        return lambda x: read.update({name: x})
+
+    handles = [norm.register_forward_hook(produce(name)) for name, norm in norms.items()]
+    try:
+        block.run({name: consume(name) for name in linears}, batches=1)
+    finally:
+        for handle in handles:
+            handle.remove()
     pairs, refused = [], []
     for name, y in produced.items():
         readers = {

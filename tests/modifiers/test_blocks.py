@@ -151,3 +151,24 @@ def test_block_modifiers_need_data_and_layers_in_blocks(pico, calibration):
     assert session.report["_Look"]["left_alone_outside_blocks"] == ["lm_head"]
     with pytest.raises(TargetError, match="only lm_head"):
         Session(pico(), [_Look(targets=["lm_head"])]).run_oneshot(calibration)
+
+
+def test_a_replay_shows_inputs_and_ends_with_the_last_observer(pico, calibration):
+    model = pico()
+    inputs, calls = capture(model, calibration)
+    name, module = find_blocks(model)[0]
+    block = Block(model, name, 0, module, inputs, calls[0])
+    seen, late = [], []
+    handle = module.mlp.down_proj.register_forward_hook(lambda *_: late.append(1))
+    block.run({f"{name}.mlp.gate_proj": seen.append, f"{name}.self_attn.q_proj": lambda x: None})
+    assert late == []
+    assert sum(len(x) for x in seen) == 12
+    block.outputs()
+    handle.remove()
+    assert len(late) == len(inputs)
+    wanted = []
+    handle = module.mlp.register_forward_pre_hook(lambda _, args: wanted.append(args[0]))
+    block.outputs()
+    handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
+    assert not module.mlp.gate_proj._forward_pre_hooks

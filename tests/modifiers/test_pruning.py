@@ -18,7 +18,7 @@ def layer() -> tuple[torch.Tensor, torch.Tensor, Gram]:
     torch.manual_seed(0)
     x = torch.randn(100, 16) @ torch.randn(16, 16)
     gram = Gram()
-    gram.add(x, x)
+    gram.add(x)
     return torch.randn(6, 16), x, gram
 
 

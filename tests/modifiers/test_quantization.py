@@ -56,7 +56,7 @@ def test_static_activations_are_compressed_tensors_activations():
     x = torch.randn(5, 32) * 3 + 1
     observer = MinMax()
     for row in x.split(2):
-        observer.add(row, row)
+        observer.add(row)
     scale, zero = observer.qparams()
     args = QuantizationArgs(num_bits=8, symmetric=False, strategy="tensor")
     wanted_scale, wanted_zero = calculate_qparams(x.min(), x.max(), args)

@@ -154,7 +154,7 @@ def test_smoothquant_is_the_formula(pico, calibration):
     model = pico()
     block = first_block(model, calibration)
     largest = {}
-    block.run({f"{block.name}.mlp.gate_proj": lambda x, y: largest.setdefault("x", []).append(x)})
+    block.run({f"{block.name}.mlp.gate_proj": lambda x: largest.setdefault("x", []).append(x)})
     a = torch.cat(largest["x"]).reshape(-1, 32).abs().amax(dim=0)
     mlp = block.module.mlp
     w = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).abs().amax(dim=0)

@@ -17,7 +17,7 @@ def layer(rows: int = 12, columns: int = 32, tokens: int = 200) -> tuple[torch.T
     gram = Gram()
     for _ in range(4):
         x = torch.randn(1, tokens // 4, columns) @ mix
-        gram.add(x, x)
+        gram.add(x)
     return torch.randn(rows, columns), gram
 
 
@@ -115,7 +115,7 @@ def test_dead_inputs_become_zero_columns():
     gram = Gram()
     x = torch.randn(64, 16)
     x[:, 3] = 0
-    gram.add(x, x)
+    gram.add(x)
     weight = torch.randn(4, 16)
     kept = torch.ones_like(weight, dtype=torch.bool)
     ((after, mask),) = SparseGPT(sparsity=0.25).prune(gram, [weight], [kept], {})
@@ -127,7 +127,7 @@ def test_dead_inputs_become_zero_columns():
 def test_cholesky_falls_back_to_fp64_and_says_so():
     x = torch.tensor([[1e4, 1e4, 1.0], [1e4, 1e4, -1.0]])
     gram = Gram()
-    gram.add(x, x)
+    gram.add(x)
     with pytest.raises(torch.linalg.LinAlgError):
         torch.linalg.cholesky(gram.hessian + 1e-10 * torch.eye(3))
     factor = inverse_factor(gram.hessian, 1e-9)
@@ -142,7 +142,7 @@ def test_cholesky_falls_back_to_fp64_and_says_so():
 def test_nan_in_calibration_is_an_error():
     gram = Gram()
     x = torch.full((2, 3), torch.nan)
-    gram.add(x, x)
+    gram.add(x)
     with pytest.raises(ModelError, match="NaN"):
         inverse_factor(gram.hessian, 0.01)
 
