@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
@@ -12,12 +13,15 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError
 from ..modifiers.base import Modifier, load_modifiers, registry
+from .compat import front_matter, is_foreign, to_native
 from .explain import explain, shown
 from .expressions import ExpressionError, evaluate
 from .overrides import read_args
 from .schema import PLACED, Recipe, Stage, name_mistakes, stage_mistakes
 from .suggest import did_you_mean
 from .yaml_loader import Document, Path, read_yaml
+
+log = logging.getLogger("paring.recipes")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -29,19 +33,34 @@ def build(
     model: str | None = None,
     use: Sequence[str | FilePath] = (),
 ) -> Recipe:
-    """See `Recipe.parse`."""
+    """See `Recipe.parse`. Notes on a recipe of another dialect go to the log."""
     for path in use:
         load_modifiers(path)
-    document = read_yaml(text, source)
+    document, notes = read_document(text, source)
+    recipe = build_document(document, overrides, model)
+    for note in notes:
+        log.warning("%s: %s", source, note)
+    return recipe
+
+
+def read_document(text: str, source: str) -> tuple[Document, list[str]]:
+    """The file as plain data, made native if it is of another dialect, with notes on that."""
+    markdown = source.lower().endswith(".md")
+    document = read_yaml(front_matter(text) if markdown else text, source)
+    return to_native(document) if is_foreign(document) else (document, [])
+
+
+def build_document(
+    document: Document, overrides: Mapping[str, Any], model: str | None = None
+) -> Recipe:
+    """The recipe in a document. Raises RecipeError."""
     if document.data is None and not document.problems:
         document.complain((), "the file is empty; `recipe copy` gives you one to start from")
     elif document.data is not None and not isinstance(document.data, dict):
-        document.complain(
-            (), f"a recipe is a mapping, got {shown(document.data)}; start with version: 1"
-        )
-    recipe = (
-        _Builder(document).recipe(overrides, model) if isinstance(document.data, dict) else None
-    )
+        got = shown(document.data)
+        document.complain((), f"a recipe is a mapping, got {got}; start with version: 1")
+    made = isinstance(document.data, dict)
+    recipe = _Builder(document).recipe(overrides, model) if made else None
     if recipe is None or document.problems:
         problems = sorted(document.problems, key=lambda problem: (problem.line, problem.column))
         raise RecipeError(problems)

@@ -33,11 +33,14 @@ def given_fields(modifier: Modifier) -> dict[str, Any]:
     return dict(sorted(given.items(), key=lambda item: item[0] in Modifier.model_fields))
 
 
-def write_yaml(data: Any) -> str:
-    """YAML 1.2 that `read_yaml` and `evaluate` turn back into `data`; innermost collections on one line."""
+def write_yaml(data: Any, resolved: bool = True) -> str:
+    """YAML 1.2 that reads back as `data`; innermost collections on one line.
+
+    Resolved: `evaluate` turns each text back into itself. Otherwise a `${...}` in `data` stays an expression.
+    """
     return yaml.dump(
         data,
-        Dumper=_Dumper,
+        Dumper=_Resolved if resolved else _Dumper,
         sort_keys=False,
         allow_unicode=True,
         width=10**9,
@@ -51,13 +54,18 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-
-def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
-    odd = "${" in text or any(mark in text for mark in "\x85\u2028\u2029")
-    quoted = odd or not isinstance(read_scalar(text), str)
-    return dumper.represent_scalar(
-        "tag:yaml.org,2002:str", escape(text), style='"' if quoted else None
-    )
+    def represent_text(self, text: str) -> yaml.Node:
+        odd = "${" in text or any(mark in text for mark in "\x85\u2028\u2029")
+        style = '"' if odd or not isinstance(read_scalar(text), str) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Dumper.add_representer(str, _write_text)
+class _Resolved(_Dumper):
+    """Also escapes what would be an expression."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        return super().represent_text(escape(text))
+
+
+for _dumper in (_Dumper, _Resolved):
+    _dumper.add_representer(str, _dumper.represent_text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from .plan import Plan, Row, StagePlan
 
-STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "paring"}
+STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "paring"}
 
 # Inches. The picture is as tall as its stages need.
 WIDTH, MARGIN, HEAD, ROW = 10.0, 0.35, 0.62, 0.62
