@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..engine.export import export
 from ..errors import ModelError
 from ..modifiers import Session
 from ..progress import Progress
@@ -113,7 +114,7 @@ class _Run:
         if self.folder:
             self._write(self.folder, report)
         elif self.exam:
-            progress = _renamed(self.progress, "perplexity after")
+            progress = _within(self.progress, "after")
             report["after"]["perplexity"] = self.exam.torch(self.pared.model, progress)
         return ApplyResult(report, self.folder.output if self.folder else None, self.pared)
 
@@ -125,7 +126,7 @@ class _Run:
             before["sparsity"] = sparsity(layer_table(model, self.pared.masks, {}))
             before["bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
         if self.exam and "perplexity" not in before:
-            progress = _renamed(self.progress, "perplexity before")
+            progress = _within(self.progress, "before")
             before["perplexity"] = self.exam.torch(self.pared.model, progress)
         if self.folder:
             self.folder.save()
@@ -145,11 +146,11 @@ class _Run:
         )
         entry: dict[str, Any] = {"name": stage.name, "run": stage.run}
         if stage.training is None:
-            run_oneshot(session, stage, work, _renamed(self.progress, stage.name))
+            run_oneshot(session, stage, work, _within(self.progress, stage.name))
         else:
             assert stage.data is not None  # the schema asks for it
             examples = training_examples(stage.data, self.pared.tokenizer)
-            progress = _renamed(self.progress, stage.name)
+            progress = _within(self.progress, stage.name)
             entry["log"] = run_training(session, stage.training, examples, work, progress)
         entry["seconds"] = round(time.monotonic() - began, 1)
         entry["modifiers"] = session.report
@@ -160,8 +161,6 @@ class _Run:
 
     def _write(self, folder: RunFolder, report: dict[str, Any]) -> None:
         """Stage checkpoint, graph and report, measure them, and move all of it into the output folder."""
-        from ..engine.export import export
-
         staged, pared, after = folder.empty_work("result"), self.pared, report["after"]
         write_checkpoint(staged, pared.model, pared.tokenizer, pared.quantization, pared.masks)
         (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
@@ -172,7 +171,7 @@ class _Run:
         )
         after["bytes"] = sum(file.stat().st_size for file in graph.iterdir())
         if self.exam:
-            progress = _renamed(self.progress, "perplexity after")
+            progress = _within(self.progress, "after")
             after["perplexity"] = self.exam.engine(graph, progress)
         if self.evaluate:
             base, tokenizer = load_model(self.ref, dequantize=True)
@@ -191,12 +190,12 @@ def _seed(stage: Stage) -> int:
     return stage.data.seed if stage.data is not None else 0
 
 
-def _renamed(progress: Progress | None, name: str) -> Progress | None:
-    """`progress` with another label, so that two equal kinds of work get a bar each."""
+def _within(progress: Progress | None, part: str) -> Progress | None:
+    """`progress` with labels that begin with `part`, so that equal work in two parts gets a bar each."""
     if progress is None:
         return None
 
     def report(label: str, done: int, total: int, note: str = "") -> None:
-        progress(name, done, total, note)
+        progress(f"{part}: {label}", done, total, note)
 
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..engine import Engine
+from ..engine.export import export
 from ..engine.perplexity import answer_perplexity, perplexity
 from ..errors import DataError
 from ..progress import Progress
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..recipes import DataConfig
 
+PROMPT, DECODED, ROUNDS = 64, 64, 3  # tokens before, tokens timed, and how often
 WINDOWS = 40  # of the perplexity protocol, when the recipe gives no number
 
 
@@ -74,8 +78,6 @@ class Exam:
 
     def engine(self, graph: Path, progress: Progress | None = None) -> float:
         """Perplexity of an exported graph, run by the engine."""
-        from ..engine import Engine
-
         return self._perplexity(Engine.load(graph).logits, progress)
 
     def _perplexity(
@@ -95,5 +97,44 @@ def compare_speed(
     work: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Decode speed of the pared graph against the dense base"""
-    raise NotImplementedError
+    """Decode tokens/s of the pared `graph`, of the dense float32 `base` in the engine, and of `base` in torch.
+
+    All on as many threads as torch uses, in turns, the best of a few rounds each: one sequence, greedy, after a short
+    prompt. `work` is an empty folder for the dense graph.
+    """
+    base.save_pretrained(work / "base")
+    tokenizer.save_pretrained(work / "base")
+    threads = torch.get_num_threads()
+    ids = [7919 * i % base.config.vocab_size for i in range(PROMPT)]
+    rounds: dict[str, list[float]] = {"torch": [], "dense": [], "pared": []}
+    with (
+        Engine.load(export(work / "base", work / "dense"), threads) as dense,
+        Engine.load(graph, threads) as pared,
+    ):
+        for turn in range(ROUNDS):
+            rounds["torch"].append(_torch_speed(base, ids))
+            rounds["dense"].append(_engine_speed(dense, ids))
+            rounds["pared"].append(_engine_speed(pared, ids))
+            if progress:
+                progress("tokens/s", turn + 1, ROUNDS, f"{rounds['pared'][-1]:.0f}")
+    best = {name: round(max(speeds), 2) for name, speeds in rounds.items()}
+    return {**best, "threads": threads, "prompt": PROMPT, "tokens": DECODED}
+
+
+@torch.inference_mode()
+def _torch_speed(model: PreTrainedModel, prompt: list[int]) -> float:
+    output = model(torch.tensor([prompt]), use_cache=True)
+    began = time.perf_counter()
+    for _ in range(DECODED):
+        token = output.logits[:, -1:].argmax(-1)
+        output = model(token, past_key_values=output.past_key_values, use_cache=True)
+    return DECODED / (time.perf_counter() - began)
+
+
+def _engine_speed(engine: Engine, prompt: list[int]) -> float:
+    state = engine.state()
+    state.extend(np.array(prompt))
+    began = time.perf_counter()
+    for _ in range(DECODED):
+        state.append(int(state.logits.argmax()))
+    return DECODED / (time.perf_counter() - began)
