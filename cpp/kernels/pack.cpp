@@ -22,13 +22,22 @@ public:
     explicit RowReader(const MatrixSource& source)
         : s_(source), values_(static_cast<const uint8_t*>(source.values)) {}
 
-    // kept[k], and value[k] (0 where not kept).
+    // Sets kept[j] and value[j] of the kept columns and leaves the others alone; returns how many there are.
     template <class T>
     size_t next(uint8_t* kept, T* value) {
+        const size_t k = static_cast<size_t>(s_.k);
         size_t count = 0;
-        for (size_t j = 0; j < static_cast<size_t>(s_.k); ++j) {
-            kept[j] = s_.storage == Storage::dense || ((mask_row()[j / 8] >> (j % 8)) & 1);
-            value[j] = kept[j] ? static_cast<T>(read(count++)) : T(0);
+        if (s_.storage == Storage::dense) {
+            std::memset(kept, 1, k);
+            for (; count < k; ++count) value[count] = static_cast<T>(read(count));
+        } else {
+            const uint8_t* mask = s_.mask + row_ * ((k + 7) / 8);
+            for (size_t j = 0; j < k; j += 8)
+                for (unsigned bits = mask[j / 8]; bits != 0; bits &= bits - 1) {
+                    const size_t column = j + static_cast<size_t>(__builtin_ctz(bits));
+                    kept[column] = 1;
+                    value[column] = static_cast<T>(read(count++));
+                }
         }
         values_ += s_.dtype == DType::i4 ? (count + 1) / 2 : count * width();
         ++row_;
@@ -36,7 +45,6 @@ public:
     }
 
 private:
-    const uint8_t* mask_row() const { return s_.mask + row_ * ((static_cast<size_t>(s_.k) + 7) / 8); }
     size_t width() const { return s_.dtype == DType::f32 ? 4 : s_.dtype == DType::f16 ? 2 : 1; }
 
     // f32 and f16 as their bits.
@@ -67,9 +75,8 @@ private:
 // 16 rows as [16][columns], columns padded to kStep; rows past n and columns past k are pruned zeros.
 template <class T>
 struct Tile {
-    Tile(int32_t k, bool dense)
-        : columns(round_up(static_cast<size_t>(k), kStep)), dense(dense), kept(columns * kPanelRows),
-          value(columns * kPanelRows) {}
+    explicit Tile(int32_t k)
+        : columns(round_up(static_cast<size_t>(k), kStep)), kept(columns * kPanelRows), value(columns * kPanelRows) {}
 
     size_t fill(RowReader& reader, int32_t rows) {
         std::memset(kept.data(), 0, kept.size());
@@ -80,7 +87,6 @@ struct Tile {
     }
 
     size_t columns;
-    bool dense;
     std::vector<uint8_t> kept;
     std::vector<T> value;
 };
@@ -129,27 +135,36 @@ void append_i4_dense(std::vector<uint8_t>& out, const Tile<int8_t>& tile) {
             }
 }
 
+// Bit 4 * row + column: which weights of the block at columns j .. j + 3 are kept.
+uint64_t block_mask(const Tile<int8_t>& tile, size_t j) {
+    uint64_t mask = 0;
+    for (size_t r = 0; r < 16; ++r) {
+        uint32_t kept;
+        std::memcpy(&kept, &tile.kept[r * tile.columns + j], 4);
+        mask |= uint64_t{kept * 0x01020408u >> 24 & 15} << (4 * r);  // four bytes of 0 or 1 -> four bits
+    }
+    return mask;
+}
+
 void append_bitmask(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles) {
-    std::vector<uint8_t> values;
+    std::vector<uint8_t> values(tile.columns * 16);
+    size_t used = 0;
     for (size_t j = 0; j < tile.columns; j += 4) {
-        uint64_t mask = 0;
-        size_t count = 0;
-        for (size_t bit = 0; bit < 64; ++bit) {
-            const size_t at = bit / 4 * tile.columns + j + bit % 4;
-            if (!tile.kept[at]) continue;
-            mask |= uint64_t{1} << bit;
-            if (!nibbles)
-                values.push_back(static_cast<uint8_t>(tile.value[at] + 128));
-            else if (count % 2 == 0)
-                values.push_back(static_cast<uint8_t>(tile.value[at] + 8));
-            else
-                values.back() = static_cast<uint8_t>(values.back() | (tile.value[at] + 8) << 4);
-            ++count;
-        }
+        const uint64_t mask = block_mask(tile, j);
         append(out, &mask, 8);
+        size_t count = 0;
+        for (uint64_t left = mask; left != 0; left &= left - 1, ++count) {
+            const size_t bit = static_cast<size_t>(__builtin_ctzll(left));
+            const int value = tile.value[bit / 4 * tile.columns + j + bit % 4];
+            if (nibbles)
+                values[used + count / 2] |= static_cast<uint8_t>((value + 8) << (count % 2 * 4));
+            else
+                values[used + count] = static_cast<uint8_t>(value + 128);
+        }
+        used += nibbles ? (count + 1) / 2 : count;
     }
     pad(out);
-    append(out, values.data(), values.size());
+    append(out, values.data(), used);
 }
 
 template <class T>
@@ -237,7 +252,7 @@ template <class T, class Append>
 std::vector<uint8_t> pack_panels(PackedMatrix& w, const MatrixSource& s, Append append_panel) {
     std::vector<uint8_t> out;
     RowReader reader(s);
-    Tile<T> tile(s.k, s.storage == Storage::dense);
+    Tile<T> tile(s.k);
     for (int32_t p = 0; p < w.panels; ++p) {
         const int32_t rows = s.n - p * kPanelRows < kPanelRows ? s.n - p * kPanelRows : kPanelRows;
         w.offset[p] = out.size();
