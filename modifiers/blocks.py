@@ -51,24 +51,70 @@ class Call:
     kwargs: dict[str, Any]
 
 
+class Stream:
+    """Calibration tokens on their way through the blocks of a model.
+
+    They move only when somebody looks at a block's inputs, through the blocks before it as these are then: compressed.
+    So a pass in which nobody looks costs no forward and needs no data.
+    """
+
+    def __init__(self, model: nn.Module, calibration: torch.Tensor | None) -> None:
+        self.model = model
+        self.blocks = find_blocks(model)
+        self._calibration = calibration
+        self._position = 0
+        self._inputs: list[torch.Tensor] | None = None
+        self._calls: list[list[Call]] = []
+
+    @property
+    def has_data(self) -> bool:
+        return self._calibration is not None
+
+    def block(self, index: int) -> Block:
+        return Block(self, index)
+
+    def inputs(self, index: int) -> list[torch.Tensor]:
+        """The inputs of a block, by batch: [batch, length, width]. Blocks must be asked for in order."""
+        if self._inputs is None:
+            assert self._calibration is not None
+            self._inputs, self._calls = capture(self.model, self._calibration)
+        if index < self._position:
+            raise IndexError(f"block {index}: the stream is at block {self._position} already")
+        while self._position < index:
+            batches = range(len(self._inputs))
+            self._inputs = [self.forward(self._position, batch) for batch in batches]
+            self._position += 1
+        return self._inputs
+
+    @torch.no_grad()
+    def forward(self, index: int, batch: int) -> torch.Tensor:
+        """One block's output for one batch of the stream's present hidden states."""
+        assert self._inputs is not None
+        call = self._calls[index][batch]
+        output = self.blocks[index][1](self._inputs[batch], *call.args, **call.kwargs)
+        hidden = output[0] if isinstance(output, tuple) else output
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+
 class Block:
     """One decoder block in a one-shot pass, with the inputs it gets from the compressed blocks before it."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        name: str,
-        index: int,
-        module: nn.Module,
-        inputs: list[torch.Tensor],
-        calls: list[Call],
-    ) -> None:
-        self.model = model
-        self.name = name
+    def __init__(self, stream: Stream, index: int) -> None:
+        self.model = stream.model
+        self.name, self.module = stream.blocks[index]
         self.index = index
-        self.module = module
-        self.inputs = inputs  # each [batch, length, width]
-        self._calls = calls
+        self.reader = (
+            "this modifier"  # who looks at the inputs, for the message when there are none
+        )
+        self._stream = stream
+
+    @property
+    def inputs(self) -> list[torch.Tensor]:
+        """Hidden states by batch, each [batch, length, width]. DataError in a stage without calibration data."""
+        if not self._stream.has_data:
+            raise DataError(f"{self.reader} needs calibration data; give the stage `data:`")
+        return self._stream.inputs(self.index)
 
     def modules(
         self, targets: Sequence[str], ignore: Sequence[str] = ()
@@ -90,6 +136,9 @@ class Block:
         The weights are those of now: of modifiers earlier in the list, changed already. A replay ends as soon as every
         observer has been called, so that what comes after the last module costs nothing.
         """
+        if not hooks:
+            return
+        replays = range(len(self.inputs))[:batches]  # moves the stream: before there are hooks
         waiting: set[str] = set()
 
         def watch(name: str, observer: Observer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -107,7 +156,7 @@ class Block:
             for name, module in modules.items()
         ]
         try:
-            for index in range(len(self.inputs))[:batches] if hooks else ():
+            for index in replays:
                 waiting.update(hooks)
                 with contextlib.suppress(_Stop):
                     self._forward(index)
@@ -119,13 +168,8 @@ class Block:
         """Replay the block and return its outputs, each [batch, length, width]."""
         return [self._forward(index) for index in range(len(self.inputs))[:batches]]
 
-    @torch.no_grad()
-    def _forward(self, index: int) -> torch.Tensor:
-        call = self._calls[index]
-        output = self.module(self.inputs[index], *call.args, **call.kwargs)
-        hidden = output[0] if isinstance(output, tuple) else output
-        assert isinstance(hidden, torch.Tensor)
-        return hidden
+    def _forward(self, batch: int) -> torch.Tensor:
+        return self._stream.forward(self.index, batch)
 
     def shared_inputs(self, linears: Mapping[str, nn.Linear]) -> list[list[str]]:
         """Group Linears that read the very same input tensor, such as q, k and v; found by one forward."""

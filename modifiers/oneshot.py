@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..errors import DataError, LawError, TargetError
+from ..errors import LawError, TargetError
 from ..progress import Progress
 from .base import Modifier
-from .blocks import Block, capture, find_blocks
+from .blocks import Block, Stream, find_blocks
 from .resume import Journal
 
 if TYPE_CHECKING:
@@ -58,11 +57,6 @@ def run(
 ) -> None:
     """See Session.run_oneshot."""
     walks = plan(session.modifiers)
-    if calibration is None and any(walk.kind != "model" for walk in walks):
-        names = ", ".join(
-            session.label(m) for walk in walks if walk.kind != "model" for m in walk.modifiers
-        )
-        raise DataError(f"{names} need calibration data; give the stage `data:`")
     journal = Journal(resume_dir, _fingerprint(session, calibration)) if resume_dir else None
     for modifier in session.modifiers:
         session.call(modifier, "on_initialize")
@@ -78,31 +72,21 @@ def run(
             if journal:
                 journal.save(session, number, None)
             continue
-        assert calibration is not None
         first = done[1] if number == done[0] else 0
+        stream = Stream(session.model, calibration)
+        total = len(stream.blocks)
         label = _label(session, walk)
-        for block, total in _walk(session, calibration, first):
+        for index in range(first, total):
             if progress:
-                progress(label, block.index, total)
+                progress(label, index, total)
+            block = stream.block(index)
             note = _visit(session, walk, block)
             if journal:
                 journal.save(session, number, block)
             if progress:
-                progress(label, block.index + 1, total, note)
+                progress(label, index + 1, total, note)
     for modifier in session.modifiers:
         session.call(modifier, "on_finalize")
-
-
-def _walk(session: Session, calibration: torch.Tensor, first: int) -> Iterator[tuple[Block, int]]:
-    """The blocks from `first` on, each with inputs that went through all blocks before it as they are now."""
-    blocks = find_blocks(session.model)
-    inputs, calls = capture(session.model, calibration)
-    for index, (name, module) in enumerate(blocks):
-        block = Block(session.model, name, index, module, inputs, calls[index])
-        if index >= first:
-            yield block, len(blocks)
-        if index + 1 < len(blocks):
-            inputs = block.outputs()
 
 
 def _visit(session: Session, walk: Walk, block: Block) -> str:
@@ -110,13 +94,16 @@ def _visit(session: Session, walk: Walk, block: Block) -> str:
     prefix = f"{block.name}."
     session.block_note = ""
     for modifier in walk.modifiers:
+        block.reader = session.label(modifier)
         if walk.kind == "observe":
             session.call(modifier, "on_observe", block, prefix=prefix)
             continue
-        before = block.outputs(batches=1)[0] if modifier.preserves_function else None
+        if not modifier.preserves_function:
+            session.call(modifier, "on_block", block, prefix=prefix)
+            continue
+        before = block.outputs(batches=1)[0]
         session.call(modifier, "on_block", block, prefix=prefix)
-        if before is not None:
-            _check_function(session, modifier, block, before)
+        _check_function(session, modifier, block, before)
     return session.block_note
 
 

@@ -64,6 +64,7 @@ def find_pairs(block: Block) -> tuple[list[Pair], list[str]]:
     def consume(name: str) -> Callable[[torch.Tensor], None]:
         return lambda x: read.update({name: x})
 
+    block.outputs(batches=1)  # moves the stream to this block: before there are hooks
     handles = [norm.register_forward_hook(produce(name)) for name, norm in norms.items()]
     try:
         block.run({name: consume(name) for name in linears}, batches=1)

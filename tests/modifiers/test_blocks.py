@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausa
 
 from paring.errors import DataError, ModelError, TargetError
 from paring.modifiers import Modifier, Session
-from paring.modifiers.blocks import Block, capture, find_blocks
+from paring.modifiers.blocks import Block, Stream, capture, find_blocks
 
 
 def qwen() -> nn.Module:
@@ -36,10 +36,9 @@ def gpt2() -> nn.Module:
 @pytest.mark.parametrize("make", [None, qwen, gpt2])
 def test_replaying_all_blocks_is_the_model(pico, calibration, make):
     model = pico() if make is None else make()
-    inputs, calls = capture(model, calibration)
-    for index, (name, module) in enumerate(find_blocks(model)):
-        block = Block(model, name, index, module, inputs, calls[index])
-        inputs = block.outputs()
+    stream = Stream(model, calibration)
+    for index in range(len(stream.blocks)):
+        inputs = stream.block(index).outputs()
     norm = model.transformer.ln_f if make is gpt2 else model.model.norm
     with torch.no_grad():
         logits = model.lm_head(norm(torch.cat(inputs)))
@@ -78,9 +77,7 @@ def test_no_blocks_and_no_data_are_errors(pico):
 
 def test_linears_that_share_an_input(pico, calibration):
     model = pico()
-    inputs, calls = capture(model, calibration)
-    name, module = find_blocks(model)[0]
-    block = Block(model, name, 0, module, inputs, calls[0])
+    block = Stream(model, calibration).block(0)
     groups = block.shared_inputs(block.linears(["Linear"]))
     assert [[n.rpartition(".")[2] for n in group] for group in groups] == [
         ["q_proj", "k_proj", "v_proj"],
@@ -142,9 +139,10 @@ def test_modifiers_of_one_pass_see_each_other(pico, calibration):
 
 def test_block_modifiers_need_data_and_layers_in_blocks(pico, calibration):
     class _Look(Modifier):
-        def on_block(self, session: Session, block: Block) -> None: ...
+        def on_block(self, session: Session, block: Block) -> None:
+            assert block.inputs
 
-    with pytest.raises(DataError, match="_Look need calibration data"):
+    with pytest.raises(DataError, match="_Look needs calibration data; give the stage `data:`"):
         Session(pico(), [_Look()]).run_oneshot()
     session = Session(pico(), [_Look()])
     session.run_oneshot(calibration)
@@ -155,9 +153,9 @@ def test_block_modifiers_need_data_and_layers_in_blocks(pico, calibration):
 
 def test_a_replay_shows_inputs_and_ends_with_the_last_observer(pico, calibration):
     model = pico()
-    inputs, calls = capture(model, calibration)
-    name, module = find_blocks(model)[0]
-    block = Block(model, name, 0, module, inputs, calls[0])
+    block = Stream(model, calibration).block(0)
+    name, module = block.name, block.module
+    assert block.inputs  # the stream is there: what follows are replays
     seen, late = [], []
     handle = module.mlp.down_proj.register_forward_hook(lambda *_: late.append(1))
     block.run({f"{name}.mlp.gate_proj": seen.append, f"{name}.self_attn.q_proj": lambda x: None})
@@ -165,10 +163,31 @@ def test_a_replay_shows_inputs_and_ends_with_the_last_observer(pico, calibration
     assert sum(len(x) for x in seen) == 12
     block.outputs()
     handle.remove()
-    assert len(late) == len(inputs)
+    assert len(late) == len(block.inputs)
     wanted = []
     handle = module.mlp.register_forward_pre_hook(lambda _, args: wanted.append(args[0]))
     block.outputs()
     handle.remove()
     assert all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
     assert not module.mlp.gate_proj._forward_pre_hooks
+
+
+def test_nothing_is_replayed_when_nobody_looks(pico, calibration):
+    class _Zero(Modifier):
+        def on_block(self, session: Session, block: Block) -> None:
+            for linear in block.linears(self.targets, self.ignore).values():
+                linear.weight.zero_()
+
+    model, forwards = pico(), []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    Session(model, [_Zero()]).run_oneshot()
+    Session(model, [_Zero()]).run_oneshot(calibration)
+    assert forwards == []
+    assert not model.model.layers[1].mlp.up_proj.weight.any()
+
+
+def test_blocks_are_asked_for_in_order(pico, calibration):
+    stream = Stream(pico(), calibration)
+    assert stream.block(1).inputs
+    with pytest.raises(IndexError, match="at block 1 already"):
+        _ = stream.block(0).inputs

@@ -18,7 +18,7 @@ from transformers import (
 
 from paring.errors import LawError, ModelError
 from paring.modifiers import Session
-from paring.modifiers.blocks import Block, capture, find_blocks
+from paring.modifiers.blocks import Block, Stream, find_blocks
 from paring.modifiers.quantization.quantization import Quantization
 from paring.modifiers.smoothing.logarithmic_equalization import LogarithmicEqualization
 from paring.modifiers.smoothing.pairs import find_pairs
@@ -53,9 +53,7 @@ def qwen() -> nn.Module:
 
 
 def first_block(model: nn.Module, calibration: torch.Tensor) -> Block:
-    inputs, calls = capture(model, calibration)
-    name, module = find_blocks(model)[0]
-    return Block(model, name, 0, module, inputs, calls[0])
+    return Stream(model, calibration).block(0)
 
 
 def short(pairs) -> dict[str, list[str]]:
@@ -135,19 +133,22 @@ def test_a_norm_that_something_else_reads_is_refused(calibration):
             normed = self.norm(hidden_states)
             return hidden_states + self.linear(normed) + 0.1 * normed  # a second reader, no Linear
 
-    module = Layer()
-    holder = nn.Module()
-    holder.layer = module
-    block = Block(holder, "layer", 0, module, [torch.randn(2, 4, 32)], [_no_call()])
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(128, 32)
+            self.layers = nn.ModuleList([Layer(), Layer()])
+
+        def forward(self, ids: torch.Tensor, use_cache: bool) -> torch.Tensor:
+            hidden = self.embed(ids)
+            for layer in self.layers:
+                hidden = layer(hidden)
+            return hidden
+
+    block = first_block(Model(), calibration)
     pairs, refused = find_pairs(block)
     assert pairs == []
-    assert refused == ["layer.norm"]
-
-
-def _no_call():
-    from paring.modifiers.blocks import Call
-
-    return Call((), {})
+    assert refused == ["layers.0.norm"]
 
 
 def test_smoothquant_is_the_formula(pico, calibration):

@@ -186,3 +186,17 @@ def test_every_pruner_makes_every_structure(pico, calibration, key, structure):
             assert (tiles.all(dim=2) | ~tiles.any(dim=2)).all()
     layers = session.report[key]["layers"]
     assert all(0 < layers[name]["error"] < 1 for name in layers)
+
+
+def test_half_of_a_wide_gram_is_all_of_it():
+    torch.manual_seed(0)
+    x = torch.randn(2, 30, 900)
+    gram = Gram()
+    gram.add(x[:1])
+    gram.add(x[1:])
+    rows = x.reshape(-1, 900)
+    assert gram.tokens == 60
+    assert torch.allclose(gram.matrix, rows.T @ rows, rtol=1e-4, atol=1e-4)
+    assert torch.equal(gram.matrix, gram.matrix.T)
+    gram.add(x)
+    assert torch.allclose(gram.matrix, 2 * rows.T @ rows, rtol=1e-4, atol=1e-3)
