@@ -13,7 +13,7 @@ from .sampling import Sampler, Sampling
 from .tokenizer import Message
 
 if TYPE_CHECKING:
-    from .runtime import Engine
+    from .runtime import Engine, State
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
 # "stop": an end token or stop string; "length": max_tokens; "context": the context is full.
@@ -22,7 +22,10 @@ FinishReason: TypeAlias = Literal["stop", "length", "context"]
 
 @dataclass(frozen=True)
 class Timings:
-    """Tokens and wall seconds of the prompt and of the answer (from the prompt's end on)."""
+    """Tokens and wall seconds of the prompt and of the answer (from the prompt's end on).
+
+    `prompt_tokens` are those that were computed, without what an earlier answer had left.
+    """
 
     prompt_tokens: int
     prompt_seconds: float
@@ -62,10 +65,13 @@ class Generation(Iterator[str]):
         max_tokens: int,
         sampling: Sampling,
         stop: Sequence[str],
+        after: Generation | None = None,
     ) -> None:
         if max_tokens < 1:
             raise ParingError(f"max_tokens is {max_tokens}; give at least 1")
-        self._engine = engine
+        if after is not None and after._engine is not engine:
+            raise GraphError("the earlier answer is another engine's")
+        self._engine: Engine = engine
         self._prompt = engine.check_prompt(prompt)
         self._max_tokens = max_tokens
         self._sampler = Sampler(sampling)
@@ -73,6 +79,9 @@ class Generation(Iterator[str]):
         self._tokens: list[int] = []
         self._text: list[str] = []
         self._finish: FinishReason | None = None
+        self._after = after
+        self._state: State | None = None
+        self._computed = 0
         self._prompt_seconds = self._seconds = 0.0
         self._pieces = self._run()
 
@@ -86,12 +95,17 @@ class Generation(Iterator[str]):
         self._pieces.close()
 
     @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._text)
+
+    @property
     def completion(self) -> Completion:
         """The whole answer. Raises GraphError before the last piece has been taken."""
         if self._finish is None:
             raise GraphError("the answer is not finished; take all of its pieces first")
-        timings = Timings(len(self._prompt), self._prompt_seconds, len(self._tokens), self._seconds)
-        return Completion("".join(self._text), self._tokens, self._finish, timings)
+        timings = Timings(self._computed, self._prompt_seconds, len(self._tokens), self._seconds)
+        return Completion(self.text, self._tokens, self._finish, timings)
 
     def _run(self) -> Generator[str, None, None]:
         text = Detokenizer(self._engine.decode)
@@ -113,7 +127,7 @@ class Generation(Iterator[str]):
     def _choose(self) -> Iterator[int]:
         """The tokens to show, up to whatever ends the answer."""
         began = time.perf_counter()
-        state = self._engine.begin(self._prompt)
+        state = self._begin()
         self._prompt_seconds = time.perf_counter() - began
         began = time.perf_counter()
         while True:
@@ -131,3 +145,20 @@ class Generation(Iterator[str]):
                 self._finish = "context"
                 return
             state.append(token)
+
+    def _begin(self) -> State:
+        """The prompt computed, on top of what the earlier answer has in common with it."""
+        earlier, self._after = self._after, None
+        state = earlier.release() if earlier is not None else None
+        if state is None:
+            state = self._engine.state()
+        self._computed = len(self._prompt) - state.rewind(self._prompt)
+        state.extend(self._prompt[len(self._prompt) - self._computed :])
+        self._state = state
+        return state
+
+    def release(self) -> State | None:
+        """Hand the sequence over to a following answer; this one must not go on."""
+        self.close()
+        state, self._state = self._state, None
+        return state

@@ -13,6 +13,8 @@ from ..progress import Progress
 from . import _core
 from .graph import Embedding, Graph, Head, Linear, Matrix, Op, Vector
 
+PACKERS = 16  # most threads that pack at once
+
 KvType: TypeAlias = Literal["f32", "f16"]
 
 
@@ -28,7 +30,7 @@ def pack(
     for name, tensor in graph.tensors.items():
         if isinstance(tensor, Vector):
             loader.vector(name, graph.parts(name)["values"])
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(min(max(threads, 1), PACKERS)) as pool:
         running = [pool.submit(_pack_one, loader, graph, name, use) for name, use in jobs]
         try:
             for done, job in enumerate(as_completed(running)):
@@ -62,7 +64,6 @@ def _weights(graph: Graph, use: str) -> set[str]:
 def _pack_one(loader: _core.Loader, graph: Graph, name: str, use: str) -> None:
     tensor, parts = graph.tensors[name], graph.parts(name)
     assert isinstance(tensor, Matrix)
-    static = "input_scale" in parts
     matrix = _core.Matrix(
         rows=tensor.shape[0],
         columns=tensor.shape[1],
@@ -73,10 +74,19 @@ def _pack_one(loader: _core.Loader, graph: Graph, name: str, use: str) -> None:
         mask=np.asarray(parts["mask"]) if tensor.storage == "bitmask" else None,
         scales=np.asarray(parts["scales"]) if tensor.quantized else None,
         mode=_mode(tensor),
-        input_scale=float(parts["input_scale"].item()) if static else 0.0,
-        input_zero_point=int(parts["input_zero_point"].item()) if static else 0,
+        input_scale=float(_single(name, parts, "input_scale")),
+        input_zero_point=int(_single(name, parts, "input_zero_point")),
     )
     (loader.table if use == "table" else loader.matrix)(name, matrix)
+
+
+def _single(name: str, parts: dict[str, np.ndarray], part: str) -> Any:
+    """The one value of a part; 0 where activations are not static, so have no such part."""
+    if part not in parts:
+        return 0
+    if parts[part].size != 1:
+        raise GraphError(f"tensor {name!r}: {part} has {parts[part].size} values, expected 1")
+    return parts[part].item()
 
 
 def _mode(matrix: Matrix) -> str:

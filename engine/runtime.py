@@ -114,11 +114,16 @@ class Engine:
         top_p: float = 1.0,
         seed: int = 0,
         stop: str | Sequence[str] = (),
+        after: Generation | None = None,
     ) -> Generation:
-        """An iterator over the pieces of the answer's text; see `generate`."""
+        """An iterator over the pieces of the answer's text; see `generate`.
+
+        after: an earlier answer of this engine that is done with; what its tokens have in common
+        with the prompt's beginning is not computed again.
+        """
         sampling = Sampling(temperature, top_k, top_p, seed)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Generation(self, self.tokens(prompt), max_tokens, sampling, stops)
+        return Generation(self, self.tokens(prompt), max_tokens, sampling, stops, after)
 
     def generate(
         self,
@@ -143,11 +148,9 @@ class Engine:
             pass
         return generation.completion
 
-    def begin(self, prompt: NDArray[np.int64]) -> State:
-        """A new sequence with `prompt` computed; `check_prompt` has seen it."""
-        state = State(self)
-        state.extend(prompt)
-        return state
+    def state(self) -> State:
+        """A new, empty sequence."""
+        return State(self)
 
     # --- text ----------------------------------------------------------------------------------
 
@@ -258,6 +261,7 @@ class State:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._sequence = engine.model.sequence()
+        self._tokens: list[int] = []
         self._token = np.empty(1, np.int64)
         self.logits = np.empty(engine.vocabulary, np.float32)
 
@@ -268,14 +272,25 @@ class State:
     def append(self, token: int) -> None:
         """Compute one more token."""
         self._token[0] = token
+        self._tokens.append(token)
         self._engine.model.forward(self._sequence, self._token, self.logits)
 
     def extend(self, tokens: NDArray[np.int64]) -> None:
         """Compute several tokens, int64 [n]; the logits are those after the last."""
+        self._tokens.extend(tokens.tolist())
         for start in range(0, len(tokens), STRIDE):
             last = start + STRIDE >= len(tokens)
             part = tokens[start : start + STRIDE]
             self._engine.model.forward(self._sequence, part, self.logits if last else None)
+
+    def rewind(self, prompt: NDArray[np.int64]) -> int:
+        """Forget what `prompt` doesn't begin with, and its last token; returns what is kept."""
+        known = np.array(self._tokens[: min(len(prompt) - 1, self.length)], np.int64)
+        differing = np.flatnonzero(known != prompt[: len(known)])
+        kept = int(differing[0]) if len(differing) else len(known)
+        self._sequence.truncate(kept)
+        del self._tokens[kept:]
+        return kept
 
 
 def available_cpus() -> int:

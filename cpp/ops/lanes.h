@@ -72,15 +72,16 @@ PARING_INLINE Lanes from_halves(const uint16_t* x) {
 #endif
 }
 
-// Round to nearest even, like F16C.
+// Round to nearest even, like F16C; a finite value beyond the range becomes its end.
 PARING_INLINE uint16_t to_half(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     const uint32_t sign = (bits >> 16) & 0x8000;
     bits &= 0x7fffffff;
     if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);   // NaN
-    if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00);  // rounds to 65536 or more
-    if (bits < 0x38800000) {                                    // below 2^-14: subnormal
+    if (bits == 0x7f800000) return (uint16_t)(sign | 0x7c00);  // Inf
+    if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7bff);  // would round to 65536 or more
+    if (bits < 0x38800000) {                                   // below 2^-14: subnormal
         float magnitude;
         memcpy(&magnitude, &bits, sizeof magnitude);
         // Adding 0.5 leaves multiples of 2^-24 in the fraction, rounded by the addition itself.
@@ -110,7 +111,7 @@ PARING_INLINE float largest(const Lanes& lanes) {
     return part[0];
 }
 
-// e^x within 2 ulp (Cephes expf); 0 below -87.3, and at most e^88.
+// e^x within 2 ulp (Cephes expf); 0 below -87.3, infinite above 88.
 PARING_INLINE Lanes exponential(const Lanes& x) {
     const Lanes low = splat(-87.3f), high = splat(88.0f);
     const Lanes bounded = x > high ? high : (x < low ? low : x);
@@ -126,7 +127,7 @@ PARING_INLINE Lanes exponential(const Lanes& x) {
     p = p * (r * r) + r + splat(1.0f);
     const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
     const Lanes result = p * (Lanes)power;
-    return x < low ? splat(0.0f) : result;
+    return x < low ? splat(0.0f) : (x > high ? splat(__builtin_inff()) : result);
 }
 
 PARING_INLINE float exponential_of(float x) {
