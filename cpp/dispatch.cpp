@@ -12,33 +12,39 @@ using namespace kernels;
 constexpr uint32_t kRowAvx2 = kAvx2 | kFma | kF16c;
 constexpr uint32_t kRowVnni = kRowAvx2 | kAvx512 | kAvx512Vnni;
 
-// Plainest first; every row names one function per layout, in the order of Layout. A row of an instruction set that
-// the compiler could not build is absent (setup.py defines PARING_HAVE_*).
+// Plainest first; every row names one function per layout, in the order of Layout, then its cycles. A row of an
+// instruction set that the compiler could not build is absent (setup.py defines PARING_HAVE_*).
 constexpr KernelRow kRows[] = {
     {"reference",
      0,
      quantize_reference,
      {run_floats_reference, run_floats_reference, run_floats_reference, run_integers_reference, run_integers_reference,
-      run_integers_reference, run_integers_reference}},
+      run_integers_reference, run_integers_reference, run_integers_reference, run_integers_reference},
+     {}},
 #if defined(PARING_HAVE_AVX2)
     {"avx2",
      kRowAvx2,
      quantize_avx2,
      {run_f32_dense_avx2, run_f16_dense_avx2, run_f32_bitmask_avx2, run_i8_dense_avx2, run_i4_dense_avx2,
-      run_i8_bitmask_avx2, run_i4_bitmask_avx2}},
+      run_i8_bitmask_avx2, run_i4_bitmask_avx2, run_i8_block4_avx2, run_i4_block4_avx2},
+     {}},
 #endif
 #if defined(PARING_HAVE_AVX512_VNNI) && defined(PARING_HAVE_AVX512)
     {"avx512_vnni",
      kRowVnni,
      quantize_avx512,
      {run_f32_dense_avx512, run_f16_dense_avx512, run_f32_bitmask_avx512, run_i8_dense_avx512_vnni,
-      run_i4_dense_avx512_vnni, run_i8_bitmask_avx512_vnni, run_i4_bitmask_avx512_vnni}},
+      run_i4_dense_avx512_vnni, run_i8_bitmask_avx512_vnni, run_i4_bitmask_avx512_vnni, run_i8_block4_avx512_vnni,
+      run_i4_block4_avx512_vnni},
+     {}},
 #if defined(PARING_HAVE_AVX512_VBMI2)
     {"avx512_vbmi2",
      kRowVnni | kAvx512Vbmi2,
      quantize_avx512,
      {run_f32_dense_avx512, run_f16_dense_avx512, run_f32_bitmask_avx512, run_i8_dense_avx512_vnni,
-      run_i4_dense_avx512_vnni, run_i8_bitmask_avx512_vbmi2, run_i4_bitmask_avx512_vbmi2}},
+      run_i4_dense_avx512_vnni, run_i8_bitmask_avx512_vbmi2, run_i4_bitmask_avx512_vbmi2, run_i8_block4_avx512_vnni,
+      run_i4_block4_avx512_vnni},
+     {}},
 #endif
 #endif
 };

@@ -39,6 +39,20 @@ void decode_bitmask(const uint8_t* body, size_t columns, bool nibbles, int8_t* w
     }
 }
 
+void decode_block4(const uint8_t* body, size_t columns, bool nibbles, int8_t* weights) {
+    const uint8_t* values = body + round_up(columns / 2, kAlignment);
+    for (size_t j = 0; j < columns; j += 4)
+        for (size_t r = 0; r < 16; ++r) {
+            int8_t* to = weights + r * columns + j;
+            const bool kept = body[j / 2 + r / 8] >> (r % 8) & 1;
+            for (size_t i = 0; i < 4; ++i) {
+                const int weight = nibbles ? (values[i % 2] >> (i / 2 * 4) & 15) - 8 : values[i] - 128;
+                to[i] = static_cast<int8_t>(kept ? weight : 0);
+            }
+            if (kept) values += nibbles ? 2 : 4;
+        }
+}
+
 }  // namespace
 
 float half_to_float(uint16_t half) {
@@ -59,12 +73,15 @@ float half_to_float(uint16_t half) {
 void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights) {
     const uint8_t* body = w.data + w.offset[panel] + header_bytes(w);
     const size_t columns = round_up(static_cast<size_t>(w.k), kStep);
-    if (w.layout == Layout::i8_dense)
-        decode_i8_dense(body, columns, weights);
-    else if (w.layout == Layout::i4_dense)
-        decode_i4_dense(body, columns, weights);
-    else
-        decode_bitmask(body, columns, w.layout == Layout::i4_bitmask, weights);
+    switch (w.layout) {
+        case Layout::i8_dense: return decode_i8_dense(body, columns, weights);
+        case Layout::i4_dense: return decode_i4_dense(body, columns, weights);
+        case Layout::i8_bitmask: return decode_bitmask(body, columns, false, weights);
+        case Layout::i4_bitmask: return decode_bitmask(body, columns, true, weights);
+        case Layout::i8_block4: return decode_block4(body, columns, false, weights);
+        case Layout::i4_block4: return decode_block4(body, columns, true, weights);
+        default: return;  // float layouts: decode_floats
+    }
 }
 
 void decode_floats(const PackedMatrix& w, int32_t panel, float* weights) {

@@ -73,6 +73,8 @@ enum class Layout : uint8_t {
     i4_dense,      // [k/8] blocks of u8 = (w + 8), low nibble columns 0..3, high nibble columns 4..7
     i8_bitmask,    // [k/4] u64 masks over a block; kept u8 = w + 128, in block order
     i4_bitmask,    // [k/4] u64 masks over a block; kept nibbles w + 8, low first, in block order; each block on a byte
+    i8_block4,     // [k/4] u16 masks: rows with anything kept of a block; those rows' 4 columns as u8 = w + 128
+    i4_block4,     // the same with w + 8: 2 bytes, columns 0, 1 in the low nibbles, 2, 3 in the high ones
     count,
 };
 
@@ -132,6 +134,9 @@ struct KernelRow {
     uint32_t features;  // every bit must be in cpu_features()
     QuantizeFn quantize;
     RunFn run[static_cast<size_t>(Layout::count)];  // null: this row never chooses that layout
+    // Cycles to decode and multiply 64 weights of each layout for one token, in cache: what choose_layout weighs
+    // against the bytes to fetch. 0 where only bytes count.
+    float cycles[static_cast<size_t>(Layout::count)];
 };
 
 // --- load time; plain C++, never in an ISA unit -------------------------------------------------------------
@@ -140,7 +145,8 @@ struct KernelRow {
 // padding bits, group, scales and mode fit together.
 void validate(const MatrixSource& source);
 
-// The layout `row` runs fastest for this matrix; pack(source, layout) validates first. Throws std::bad_alloc.
+// The layout `row` should run fastest for this (valid) matrix by a small cost model over bytes and cycles.
+// pack validates first. Throws std::bad_alloc.
 Layout choose_layout(const KernelRow& row, const MatrixSource& source);
 PackedMatrix pack(const MatrixSource& source, Layout layout);
 const char* layout_name(Layout layout);

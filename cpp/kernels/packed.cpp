@@ -43,20 +43,11 @@ const char* layout_name(Layout layout) {
         case Layout::i4_dense: return "i4_dense";
         case Layout::i8_bitmask: return "i8_bitmask";
         case Layout::i4_bitmask: return "i4_bitmask";
+        case Layout::i8_block4: return "i8_block4";
+        case Layout::i4_block4: return "i4_block4";
         case Layout::count: break;
     }
     return "?";
-}
-
-Layout choose_layout(const KernelRow&, const MatrixSource& source) {
-    const bool dense = source.storage == Storage::dense;
-    switch (source.dtype) {
-        case DType::f32: return dense ? Layout::f32_dense : Layout::f32_bitmask;
-        case DType::f16: return Layout::f16_dense;
-        case DType::i8: return dense ? Layout::i8_dense : Layout::i8_bitmask;
-        case DType::i4: return dense ? Layout::i4_dense : Layout::i4_bitmask;
-    }
-    return Layout::count;
 }
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }

@@ -20,6 +20,8 @@ PARING_RUN(run_i8_dense_avx2);
 PARING_RUN(run_i4_dense_avx2);
 PARING_RUN(run_i8_bitmask_avx2);
 PARING_RUN(run_i4_bitmask_avx2);
+PARING_RUN(run_i8_block4_avx2);
+PARING_RUN(run_i4_block4_avx2);
 
 void quantize_avx512(const Activations& out, int32_t begin, int32_t end);
 PARING_RUN(run_f32_dense_avx512);
@@ -29,6 +31,8 @@ PARING_RUN(run_i8_dense_avx512_vnni);
 PARING_RUN(run_i4_dense_avx512_vnni);
 PARING_RUN(run_i8_bitmask_avx512_vnni);
 PARING_RUN(run_i4_bitmask_avx512_vnni);
+PARING_RUN(run_i8_block4_avx512_vnni);
+PARING_RUN(run_i4_block4_avx512_vnni);
 
 PARING_RUN(run_i8_bitmask_avx512_vbmi2);
 PARING_RUN(run_i4_bitmask_avx512_vbmi2);

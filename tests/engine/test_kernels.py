@@ -15,11 +15,18 @@ kernels: Any = _core.kernels
 SIZES = (1, 15, 16, 17, 63, 64, 65, 576, 1536, 4096)
 # Every size as n and as k, without the cost of every pair.
 SHAPES = [(n, 40) for n in SIZES] + [(17, k) for k in SIZES] + [(576, 576)]
-PATTERNS = ("zero", "dense", "lowest", "0.1", "0.5", "0.8", "0.95")
+PATTERNS = ("zero", "dense", "lowest", "0.1", "0.5", "0.95", "blocks")
 ROWS = [name for name, supported in kernels.rows() if supported]
 FAST = [name for name in ROWS if name != "reference"]
 # Layout, then the (mode, group) pairs it is driven with.
-INTEGER_LAYOUTS = ("i8_dense", "i8_bitmask", "i4_dense", "i4_bitmask")
+INTEGER_LAYOUTS = (
+    "i8_dense",
+    "i8_bitmask",
+    "i8_block4",
+    "i4_dense",
+    "i4_bitmask",
+    "i4_block4",
+)
 MODES = (
     ("int8_dynamic", 0),
     ("int8_dynamic", 64),
@@ -39,6 +46,8 @@ def pruned(pattern: str, n: int, k: int, rng: np.random.Generator) -> np.ndarray
     """Which weights [n, k] a pattern keeps."""
     if pattern in ("dense", "lowest"):
         return np.ones((n, k), bool)
+    if pattern == "blocks":
+        return np.repeat(rng.random((n, -(-k // 4))) >= 0.7, 4, axis=1)[:, :k]
     return rng.random((n, k)) >= (1.0 if pattern == "zero" else float(pattern))
 
 
@@ -61,14 +70,20 @@ def row_values(row: np.ndarray, bits: int) -> bytes:
 
 
 def pack_integers(
-    weights: np.ndarray, kept: np.ndarray, layout: str, scales: np.ndarray, **settings: Any
+    weights: np.ndarray,
+    kept: np.ndarray,
+    layout: str,
+    scales: np.ndarray,
+    choose: bool = False,
+    **settings: Any,
 ) -> Any:
-    bits, bitmask = int(layout[1]), layout.endswith("bitmask")
+    bits, bitmask = int(layout[1]), not layout.endswith("dense")
     rows = [w[m] if bitmask else w for w, m in zip(weights, kept, strict=True)]
     values = np.frombuffer(b"".join(row_values(row, bits) for row in rows), np.uint8)
     mask = np.packbits(kept, axis=1, bitorder="little") if bitmask else None
     n, k = weights.shape
-    return kernels.pack(n, k, f"i{bits}", values, mask, scales, layout=layout, **settings)
+    name = None if choose else layout
+    return kernels.pack(n, k, f"i{bits}", values, mask, scales, layout=name, **settings)
 
 
 def pack_floats(weights: np.ndarray, kept: np.ndarray, layout: str) -> Any:
@@ -129,7 +144,7 @@ def test_packing_keeps_every_integer(layout: str, pattern: str) -> None:
         packed, weights, _ = integer_case(layout, pattern, (n, k), "int8_dynamic", 0)
         assert packed.layout == layout
         assert np.array_equal(packed.unpack(), weights)
-        if layout.endswith("bitmask"):
+        if not layout.endswith("dense"):
             assert packed.nonzeros == integers(pattern, int(layout[1]), n, k)[1].sum()
 
 
@@ -273,6 +288,34 @@ def test_nan_and_inf_come_out_as_nan(row: str, mode: str, group: int) -> None:
     y = kernels.linear(row, packed, x)
     assert np.all(np.isfinite(y[0]))
     assert np.all(np.isnan(y[1:]))
+
+
+@pytest.mark.parametrize(
+    ("bits", "pattern", "layout"),
+    [
+        (8, "dense", "i8_dense"),
+        (8, "0.1", "i8_dense"),  # 8 bytes of mask per 64 weights cost more than the zeros
+        (8, "0.5", "i8_bitmask"),
+        (8, "0.95", "i8_bitmask"),
+        (8, "blocks", "i8_block4"),
+        (4, "0.1", "i4_dense"),
+        (4, "0.5", "i4_bitmask"),
+        (4, "blocks", "i4_block4"),
+    ],
+)
+def test_the_layout_with_the_fewest_bytes_is_chosen(bits: int, pattern: str, layout: str) -> None:
+    """The reference row weighs only bytes; the others also what decoding costs them."""
+    weights, kept = integers(pattern, bits, 64, 256)
+    ones = np.ones((64, 1), np.float32)
+    settings = {"row": "reference", "mode": "int8_dynamic"}
+    packed = pack_integers(weights, kept, f"i{bits}_bitmask", ones, choose=True, **settings)
+    assert packed.layout == layout
+    others = {
+        name: pack_integers(weights, kept, name, ones, mode="int8_dynamic").bytes
+        for name in INTEGER_LAYOUTS
+        if name.startswith(f"i{bits}") and not name.endswith("dense")
+    }
+    assert packed.bytes <= min(others.values())
 
 
 GOOD: dict[str, Any] = {

@@ -1,0 +1,93 @@
+// The bodies of integer panels.
+#include <stdexcept>
+
+#include "tile.h"
+
+namespace paring::kernels {
+namespace {
+
+void append_i8_dense(std::vector<uint8_t>& out, const Tile<int8_t>& tile) {
+    for (size_t j = 0; j < tile.columns; j += 4)
+        for (size_t r = 0; r < 16; ++r)
+            for (size_t i = 0; i < 4; ++i) out.push_back(static_cast<uint8_t>(tile.value[r * tile.columns + j + i] + 128));
+}
+
+void append_i4_dense(std::vector<uint8_t>& out, const Tile<int8_t>& tile) {
+    for (size_t j = 0; j < tile.columns; j += 8)
+        for (size_t r = 0; r < 16; ++r)
+            for (size_t i = 0; i < 4; ++i) {
+                const int8_t* at = &tile.value[r * tile.columns + j + i];
+                out.push_back(static_cast<uint8_t>((at[0] + 8) | (at[4] + 8) << 4));
+            }
+}
+
+// Bit 4 * row + column: which weights of the block at columns j .. j + 3 are kept.
+uint64_t block_mask(const Tile<int8_t>& tile, size_t j) {
+    uint64_t mask = 0;
+    for (size_t r = 0; r < 16; ++r) {
+        uint32_t kept;
+        std::memcpy(&kept, &tile.kept[r * tile.columns + j], 4);
+        mask |= uint64_t{kept * 0x01020408u >> 24 & 15} << (4 * r);  // four bytes of 0 or 1 -> four bits
+    }
+    return mask;
+}
+
+void append_bitmask(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles) {
+    std::vector<uint8_t> values(tile.columns * 16);
+    size_t used = 0;
+    for (size_t j = 0; j < tile.columns; j += 4) {
+        const uint64_t mask = block_mask(tile, j);
+        append(out, &mask, 8);
+        size_t count = 0;
+        for (uint64_t left = mask; left != 0; left &= left - 1, ++count) {
+            const size_t bit = static_cast<size_t>(__builtin_ctzll(left));
+            const int value = tile.value[bit / 4 * tile.columns + j + bit % 4];
+            if (nibbles)
+                values[used + count / 2] |= static_cast<uint8_t>((value + 8) << (count % 2 * 4));
+            else
+                values[used + count] = static_cast<uint8_t>(value + 128);
+        }
+        used += nibbles ? (count + 1) / 2 : count;
+    }
+    pad(out);
+    append(out, values.data(), used);
+}
+
+// Bit r: whether row r keeps anything of its block at columns j .. j + 3. Then the whole block is stored, zeros too.
+void append_block4(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles) {
+    std::vector<uint8_t> values;
+    for (size_t j = 0; j < tile.columns; j += 4) {
+        const uint64_t kept = block_mask(tile, j);
+        uint16_t mask = 0;
+        for (size_t r = 0; r < 16; ++r) {
+            if ((kept >> (4 * r) & 15) == 0) continue;
+            mask = static_cast<uint16_t>(mask | 1u << r);
+            const int8_t* w = &tile.value[r * tile.columns + j];
+            if (nibbles) {
+                values.push_back(static_cast<uint8_t>((w[0] + 8) | (w[2] + 8) << 4));
+                values.push_back(static_cast<uint8_t>((w[1] + 8) | (w[3] + 8) << 4));
+            } else {
+                for (size_t i = 0; i < 4; ++i) values.push_back(static_cast<uint8_t>(w[i] + 128));
+            }
+        }
+        append(out, &mask, 2);
+    }
+    pad(out);
+    append(out, values.data(), values.size());
+}
+
+}  // namespace
+
+void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile) {
+    switch (layout) {
+        case Layout::i8_dense: return append_i8_dense(out, tile);
+        case Layout::i4_dense: return append_i4_dense(out, tile);
+        case Layout::i8_bitmask: return append_bitmask(out, tile, false);
+        case Layout::i4_bitmask: return append_bitmask(out, tile, true);
+        case Layout::i8_block4: return append_block4(out, tile, false);
+        case Layout::i4_block4: return append_block4(out, tile, true);
+        default: throw std::invalid_argument("matrix: not an integer layout");
+    }
+}
+
+}  // namespace paring::kernels
