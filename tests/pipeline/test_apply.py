@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ from paring import Modifier
 
 class Killer(Modifier):
     def on_block(self, session, block):
+        with open(os.environ["PARING_VISITS"], "a") as file:
+            file.write(str(block.index))
         if block.index == 1 and "PARING_KILL" in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -80,3 +83,146 @@ def test_perplexity_before_is_torchs_and_after_the_engines(recipe: Path, tmp_pat
     assert before == memory.report["before"]["perplexity"]
     assert after == pytest.approx(memory.report["after"]["perplexity"], rel=5e-3)
     assert after != before
+
+
+def test_json_is_the_report(recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = run(recipe, "--output", output, "--json", "--no-evaluate")
+    assert json.loads(result.stdout) == json.loads((output / "report.json").read_text())
+    assert "perplexity" not in json.loads(result.stdout)["before"]
+
+
+def test_a_finished_run_is_not_done_again_but_measured_if_it_was_not(
+    recipe: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    first = apply(str(recipe), output=output, evaluate=False)
+    made = (output / "model.safetensors").stat().st_mtime_ns
+    again = apply(str(recipe), output=output, evaluate=False)
+    assert again.pared is None
+    assert again.report == first.report
+    assert (output / "model.safetensors").stat().st_mtime_ns == made
+    measured = apply(str(recipe), output=output)
+    assert measured.report["stages"] == first.report["stages"]  # seconds and all: nothing ran twice
+    assert measured.report["after"]["perplexity"] > 1
+    assert apply(str(recipe), output=output, evaluate=False).report == measured.report
+
+
+def test_another_recipe_in_the_same_folder_is_refused_until_fresh(
+    recipe: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    apply(str(recipe), output=output, evaluate=False)
+    result = run(recipe, "--output", output, "--set", "sparsity=0.7", "--no-evaluate")
+    assert isinstance(result.exception, RecipeError)  # `main` prints it and exits 2
+    message = str(result.exception)
+    assert "another recipe or model" in message
+    assert "sparsity: 0.7" in message
+    assert "--fresh" in message
+    (output / "mine.txt").write_text("keep")
+    (output / "config.json").unlink()
+    result = run(recipe, "--output", output, "--set", "sparsity=0.7", "--no-evaluate", "--fresh")
+    assert result.exit_code == 0, result.output
+    report = json.loads((output / "report.json").read_text())
+    assert report["after"]["sparsity"] == pytest.approx(0.7, abs=1e-2)
+    assert (output / "mine.txt").read_text() == "keep"
+
+
+def test_a_users_folder_is_not_written_into(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("one")
+    with pytest.raises(RecipeError, match="is not empty and no run of `recipe apply`"):
+        apply(str(recipe), output=tmp_path / "thesis")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+
+
+def test_another_model_is_another_run(recipe: Path, tmp_path: Path, pico: Path) -> None:
+    apply(str(recipe), output=tmp_path / "out", evaluate=False)
+    model, tokenizer = load_model(pico)
+    model.get_parameter("model.norm.weight").data.mul_(2)
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(RecipeError, match="another recipe or model"):
+        apply(str(recipe), tmp_path / "other", tmp_path / "out", evaluate=False)
+
+
+def test_a_one_shot_run_killed_by_the_system_goes_on_and_ends_the_same(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killer = tmp_path / "killer.py"
+    killer.write_text(KILLER)
+    text = recipe.read_text().replace(
+        "      - Quantization", "      - Killer: {}\n      - Quantization"
+    )
+    recipe.write_text(text)
+    command = [sys.executable, "-m", "paring", "apply", str(recipe), "--no-evaluate"]
+    command += ["--use", str(killer), "--output", str(tmp_path / "killed")]
+    visits = tmp_path / "visits"
+    monkeypatch.setenv("PARING_VISITS", str(visits))
+    environment = {**os.environ, "PARING_KILL": "1", "OMP_NUM_THREADS": "1"}
+    died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not (tmp_path / "killed" / "config.json").exists()
+    arguments = (recipe, "--use", killer, "--no-evaluate", "--output")
+    resumed = run(*arguments, tmp_path / "killed")
+    assert resumed.exit_code == 0, resumed.output
+    assert visits.read_text() == "01" + "1"  # block 0 was finished and is not done again
+    whole = run(*arguments, tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    for file in ("model.safetensors", "pruning_masks.npz", "config.json", "graph/graph.json"):
+        killed = (tmp_path / "killed" / file).read_bytes()
+        assert killed == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_stages_hand_on_masks_and_a_run_stopped_between_them_resumes(
+    recipe: Path, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recover = f"""\
+  - name: recover
+    run: train
+    data: {{dataset: {corpus}/sums.jsonl, length: 64, prompt: "{{question}}", answer: " {{answer}}"}}
+    training: {{epochs: 1, batch_size: 8, learning_rate: 1e-3}}
+    modifiers:
+      - Distillation: {{teacher: self, weight: 0.5}}
+      - SquareHead: {{teacher: self}}
+  - name: quantize
+    run: oneshot
+    modifiers:
+      - Quantization: {{scheme: W8A8, ignore: [lm_head]}}
+evaluate"""
+    text = recipe.read_text().replace(
+        "      - Quantization: {scheme: W8A8, ignore: [lm_head]}\n", ""
+    )
+    recipe.write_text(text.replace("evaluate", recover))
+    whole = apply(str(recipe), output=tmp_path / "whole", evaluate=False)
+    log = whole.report["stages"][1]["log"]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5]
+    assert all(entry["loss/kl"] >= 0 and entry["loss/squarehead"] > 0 for entry in log)
+    assert whole.pared is not None
+    for name, mask in whole.pared.masks.items():
+        assert not whole.pared.model.get_parameter(name)[~mask].any()
+
+    calls: list[int] = []
+
+    def stop(*args: object, **kwargs: object) -> None:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("paring.pipeline.apply"), "run_training", stop)
+        with pytest.raises(KeyboardInterrupt):
+            apply(str(recipe), output=tmp_path / "stopped", evaluate=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("paring.pipeline.apply"), "write_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            apply(str(recipe), output=tmp_path / "stopped", evaluate=False)
+    assert len(calls) == 2
+    resumed = apply(str(recipe), output=tmp_path / "stopped", evaluate=False)
+    assert resumed.pared is not None
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        expected = whole.pared.model(tokens).logits
+        assert torch.equal(resumed.pared.model(tokens).logits, expected)  # input quantizers too
+    for run_ in ("whole", "stopped"):
+        stored = (tmp_path / run_ / "model.safetensors").read_bytes()
+        assert stored == (tmp_path / "whole" / "model.safetensors").read_bytes()

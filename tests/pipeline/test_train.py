@@ -124,30 +124,36 @@ def test_max_steps_ends_early_and_never_late(pico: Path, corpus: Path) -> None:
         assert len(apply(made, evaluate=False).report["stages"][0]["log"]) == expected
 
 
+def killable(pico: Path, corpus: Path, output: Path, kill_at: int | None) -> ApplyResult:
+    """A run of 18 steps in 6 epochs with a checkpoint every 4 steps; its steps are in the report."""
+    watch = _Watch()
+    watch._kill_at = kill_at
+    settings = {"gradient_accumulation": 2, "epochs": 6.0, "save_steps": 4}
+    made = recipe(pico, corpus, gradual(end=5.0), watch, **settings)
+    result = apply(made, output=output, evaluate=False)
+    result.report["steps"] = [seen["step"] for seen in watch._seen]
+    return result
+
+
+@pytest.fixture(scope="module")
+def whole(pico: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> ApplyResult:
+    return killable(pico, corpus, tmp_path_factory.mktemp("whole") / "out", None)
+
+
 @pytest.mark.parametrize("kill_at", [3, 8, 16])
 def test_a_run_killed_mid_epoch_and_resumed_is_bit_identical(
-    pico: Path, corpus: Path, tmp_path: Path, kill_at: int
+    pico: Path, corpus: Path, tmp_path: Path, whole: ApplyResult, kill_at: int
 ) -> None:
-    def once(output: Path, kill: int | None = None) -> ApplyResult:
-        watch = _Watch()
-        watch._kill_at = kill
-        made = recipe(pico, corpus, gradual(end=2.0), watch, gradient_accumulation=2, epochs=6.0)
-        made.stages[0].training.save_steps = 4  # type: ignore[union-attr]
-        result = apply(made, output=output, evaluate=False)
-        result.report["steps"] = [seen["step"] for seen in watch._seen]
-        return result
-
-    whole = once(tmp_path / "whole")
     with pytest.raises(Killed):
-        once(tmp_path / "killed", kill_at)
-    saved = kill_at // 4 * 4
-    resumed = once(tmp_path / "killed")
-    assert resumed.report["steps"] == list(range(saved, 18))
+        killable(pico, corpus, tmp_path / "out", kill_at)
+    resumed = killable(pico, corpus, tmp_path / "out", None)
+    assert resumed.report["steps"] == list(range(kill_at // 4 * 4, 18))
     assert weights(resumed).keys() == weights(whole).keys()
     for name, weight in weights(resumed).items():
         assert torch.equal(weight, weights(whole)[name]), name
-    stored = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed")]
-    assert stored[0] == stored[1]
+    assert whole.output is not None
+    for file in ("model.safetensors", "pruning_masks.npz"):
+        assert (tmp_path / "out" / file).read_bytes() == (whole.output / file).read_bytes()
     assert resumed.report["stages"][0]["log"] == whole.report["stages"][0]["log"]
 
 
