@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,16 +38,28 @@ class SparseGPT(_CalibratedPruning):
             notes["cholesky"] = f"fp32 failed; fp64 with dampening_frac {factor.dampening:g}"
         rows = [weight.shape[0] for weight in weights]
         alive = torch.cat(kept) & ~factor.dead
-        weight, mask = eliminate(
-            torch.cat(weights),
-            alive,
-            rows,
-            factor.upper,
-            self.structure,
-            self.target_sparsity,
-            self.block_size,
-        )
+        with _one_thread():
+            weight, mask = eliminate(
+                torch.cat(weights),
+                alive,
+                rows,
+                factor.upper,
+                self.structure,
+                self.target_sparsity,
+                self.block_size,
+            )
         return list(zip(weight.split(rows), mask.split(rows), strict=True))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The column loop makes thousands of small operations; threads would spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def eliminate(
