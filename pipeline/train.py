@@ -58,14 +58,10 @@ def run_training(
     )
     driver.trainer = trainer
     trainer.remove_callback(PrinterCallback)
-    # By the model's own method: the Trainer's argument for it changes its name between versions.
-    model: Any = session.model
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    _recompute_activations(session.model, config.gradient_checkpointing)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_disable()
-    model.eval()
+    _recompute_activations(session.model, False)
+    session.model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -181,6 +177,7 @@ def _arguments(config: TrainingConfig, total: int, work: Path) -> TrainingArgume
         weight_decay=config.weight_decay,
         max_grad_norm=0.0,  # the driver clips
         bf16=config.bf16,
+        use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
         seed=config.seed,
         save_strategy="steps",
         save_steps=config.save_steps or math.ceil(total / CHECKPOINTS_PER_STAGE),
@@ -192,6 +189,14 @@ def _arguments(config: TrainingConfig, total: int, work: Path) -> TrainingArgume
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
     )
+
+
+def _recompute_activations(model: Any, on: bool) -> None:
+    """Gradient checkpointing, by the model's own method: Trainer and model change its name in transformers 5."""
+    new = hasattr(model, "activation_checkpointing_enable")
+    kind = "activation" if new else "gradient"
+    if on != bool(getattr(model, f"is_{kind}_checkpointing", False)):
+        getattr(model, f"{kind}_checkpointing_{'enable' if on else 'disable'}")()
 
 
 def _padding(session: Session) -> int:

@@ -183,3 +183,22 @@ def test_gradients_of_held_zeros_do_not_count_when_gradients_are_clipped(
     for seen in norm._seen:
         assert seen["norm"] > 1
         assert seen["clipped"] == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["bf16", "gradient_checkpointing"])
+def test_memory_savers_train_the_same_model(pico: Path, corpus: Path, setting: str) -> None:
+    class _Layers(Modifier):
+        def on_gradients(self, session: Session) -> None:
+            layers = session.model.modules()
+            session.log("on", any(getattr(m, "gradient_checkpointing", False) for m in layers))
+
+    plain = apply(recipe(pico, corpus, max_steps=2), evaluate=False)
+    settings = {"max_steps": 2, setting: True}
+    saving = apply(recipe(pico, corpus, _Layers(), **settings), evaluate=False)
+    on = saving.report["stages"][0]["log"][0]["on"]
+    assert on == (setting == "gradient_checkpointing")
+    name = "model.layers.0.mlp.up_proj.weight"
+    exact = torch.equal(weights(plain)[name], weights(saving)[name])
+    assert exact == (setting == "gradient_checkpointing")
+    losses = [[e["loss"] for e in r.report["stages"][0]["log"]] for r in (plain, saving)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
