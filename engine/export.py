@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -26,14 +27,15 @@ def export(
     output: str | Path | None = None,
     *,
     head: HeadStorage = "keep",
+    provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write the graph of a Hugging Face folder to `output` (default: its `graph`); returns that.
 
     Pruned weights (of `pruning_masks.npz`, else those that are 0) are left out where a bitmask is
     smaller. `head` stores the logits matrix as it is, in float16, or in int8 per row with int8
-    activations; the embedding rows stay. Raises GraphError when the engine could not compute exactly
-    what the checkpoint means.
+    activations; the embedding rows stay. `provenance` is kept in the graph (JSON values). Raises
+    GraphError when the engine could not compute exactly what the checkpoint means.
     """
     source = Checkpoint.open(checkpoint)
     weights = Weights(source)
@@ -49,18 +51,10 @@ def export(
             tokenizer,
             tokenizer_bytes,
             generation=source.sampling(),
-            provenance=_provenance(source, head),
+            # No times or paths of our own: the same checkpoint gives the same bytes.
+            provenance={"paring": version("paring"), "head": head, **(provenance or {})},
         )
     return output
-
-
-def _provenance(source: Checkpoint, head: HeadStorage) -> dict[str, Any]:
-    """What made the graph; no times or paths: the same checkpoint gives the same bytes."""
-    found: dict[str, Any] = {"paring": version("paring"), "head": head}
-    base = source.optional("report.json").get("model")
-    if isinstance(base, str):
-        found["base_model"] = base
-    return found
 
 
 def _check_complete(source: Checkpoint, program: Program) -> None:
