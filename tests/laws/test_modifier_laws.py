@@ -51,6 +51,7 @@ def train_step(session: Session, optimizer: torch.optim.Optimizer) -> float:
         added += abs(float(loss.detach()) - float(outputs.loss.detach()))
         (loss / 2).backward()
     session.before_optimizer()
+    assert not session.masks.gradient_violations(session.model)
     optimizer.step()
     session.after_step(optimizer)
     optimizer.zero_grad()

@@ -204,3 +204,35 @@ def test_held_zeros_stay_through_any_optimizer(pico, make):
         assert not session.masks.moment_violations(model, optimizer)
     kept = session.masks[name]
     assert model.get_parameter(name)[kept].ne(0).all()
+
+
+def test_random_numbers_go_on_where_they_stopped(pico):
+    first = Session(pico(), [], seed=4)
+    torch.randn(3, generator=first.generator)
+    state = first.state_dict()
+    second = Session(pico(), [], seed=4)
+    second.load_state_dict(state)
+    wanted = torch.randn(3, generator=first.generator)
+    assert torch.equal(torch.randn(3, generator=second.generator), wanted)
+    other = Session(pico(), [], seed=5)
+    assert not torch.equal(torch.randn(3, generator=other.generator), wanted)
+
+
+@pytest.mark.parametrize(
+    ("stop", "rest"), [(1, ["start", "update", "end"]), (3, ["update", "end"]), (5, [])]
+)
+def test_a_resumed_session_starts_and_ends_nothing_twice(pico, stop, rest):
+    def begin() -> tuple[Session, _Recorder]:
+        modifier = _Recorder(start=1.0, end=2.0, update_frequency=1.0)
+        session = Session(pico(), [modifier])
+        session.begin(2, 6)
+        return session, modifier
+
+    first, _ = begin()
+    loop(first, stop)
+    second, modifier = begin()
+    second.load_state_dict(first.state_dict())
+    loop(second, 6 - stop)
+    second.finish()
+    border = [name for name, _ in modifier.calls if name in ("start", "update", "end")]
+    assert border == [name for name in rest if stop < 3 or name != "update"]
