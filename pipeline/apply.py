@@ -21,6 +21,7 @@ from .oneshot import run_oneshot
 from .pared import Pared
 from .report import REPORT, layer_table, read_report, sparsity, versions, write_report
 from .runfolder import RunFolder
+from .sources import data_fingerprint
 from .train import run_training
 
 
@@ -60,11 +61,13 @@ def apply(
     recipe = recipe.model_copy(update={"model": ref})
     if output is None:
         return _Run(recipe, ref, None, evaluate, progress).go()
-    fingerprint = model_fingerprint(ref, progress)
-    folder = RunFolder.open(Path(output), recipe.to_yaml(), fingerprint, fresh=not resume)
-    if folder.is_done(evaluate):
-        return ApplyResult(read_report(folder.output / REPORT), folder.output, None)
-    return _Run(recipe, ref, folder, evaluate, progress).go()
+    inputs = [model_fingerprint(ref, progress)]
+    configs = [*(stage.data for stage in recipe.stages), recipe.evaluate]
+    inputs += [data_fingerprint(config) for config in configs if config is not None]
+    with RunFolder.open(Path(output), recipe.to_yaml(), " ".join(inputs), not resume) as folder:
+        if folder.is_done(evaluate):
+            return ApplyResult(read_report(folder.output / REPORT), folder.output, None)
+        return _Run(recipe, ref, folder, evaluate, progress).go()
 
 
 class _Run:

@@ -52,6 +52,8 @@ def write_checkpoint(
     """
     tensors, tied = _tensors(model, quantization)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    # The library makes the file for its owner alone; let it be readable as its folder is.
+    (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
     if len(masks):
         packed = {
             name: np.packbits(mask.to(torch.bool).cpu().numpy(), axis=1, bitorder="little")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+SAMPLE = 1 << 20  # bytes at each end of a large file that its fingerprint looks at
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
@@ -43,3 +46,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_fingerprint(file: Path) -> str:
+    """Hex digest of a file's size and its first and last megabyte, for files that take minutes to read whole."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(SAMPLE))
+        stream.seek(max(size - SAMPLE, 0))
+        digest.update(stream.read())
+    return digest.hexdigest()

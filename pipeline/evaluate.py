@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..engine import Engine
+from ..engine.benchmark import benchmark
 from ..engine.export import export
 from ..engine.perplexity import answer_perplexity, perplexity
 from ..errors import DataError
@@ -99,42 +100,43 @@ def compare_speed(
 ) -> dict[str, Any]:
     """Decode tokens/s of the pared `graph`, of the dense float32 `base` in the engine, and of `base` in torch.
 
-    All on as many threads as torch uses, in turns, the best of a few rounds each: one sequence, greedy, after a short
-    prompt. `work` is an empty folder for the dense graph.
+    One sequence, greedy, after a short prompt, on as many threads as torch uses; medians of a few rounds, in which the
+    two graphs take turns. `work` is an empty folder for the dense graph.
     """
     base.save_pretrained(work / "base")
     tokenizer.save_pretrained(work / "base")
+    dense = export(work / "base", work / "dense")
     threads = torch.get_num_threads()
-    ids = [7919 * i % base.config.vocab_size for i in range(PROMPT)]
-    rounds: dict[str, list[float]] = {"torch": [], "dense": [], "pared": []}
-    with (
-        Engine.load(export(work / "base", work / "dense"), threads) as dense,
-        Engine.load(graph, threads) as pared,
-    ):
-        for turn in range(ROUNDS):
-            rounds["torch"].append(_torch_speed(base, ids))
-            rounds["dense"].append(_engine_speed(dense, ids))
-            rounds["pared"].append(_engine_speed(pared, ids))
-            if progress:
-                progress("tokens/s", turn + 1, ROUNDS, f"{rounds['pared'][-1]:.0f}")
-    best = {name: round(max(speeds), 2) for name, speeds in rounds.items()}
-    return {**best, "threads": threads, "prompt": PROMPT, "tokens": DECODED}
+    context = base.config.max_position_embeddings
+    prompt, tokens = min(PROMPT, context // 2), min(DECODED, context // 2)
+    by_torch = float(np.median([_torch_speed(base, prompt, tokens) for _ in range(ROUNDS)]))
+    found = benchmark(
+        graph,
+        dense,
+        prompt=prompt,
+        tokens=tokens,
+        threads=threads,
+        rounds=ROUNDS,
+        progress=progress,
+    )
+    assert found.baseline is not None
+    return {
+        "torch": by_torch,
+        "dense": found.baseline.decode_median,
+        "pared": found.speed.decode_median,
+        "kernels": found.speed.kernels,
+        "machine": found.machine,
+        "threads": threads,
+        "prompt": prompt,
+        "tokens": tokens,
+    }
 
 
 @torch.inference_mode()
-def _torch_speed(model: PreTrainedModel, prompt: list[int]) -> float:
-    output = model(torch.tensor([prompt]), use_cache=True)
+def _torch_speed(model: PreTrainedModel, prompt: int, tokens: int) -> float:
+    output = model(torch.arange(prompt)[None], use_cache=True)
     began = time.perf_counter()
-    for _ in range(DECODED):
+    for _ in range(tokens):
         token = output.logits[:, -1:].argmax(-1)
         output = model(token, past_key_values=output.past_key_values, use_cache=True)
-    return DECODED / (time.perf_counter() - began)
-
-
-def _engine_speed(engine: Engine, prompt: list[int]) -> float:
-    state = engine.state()
-    state.extend(np.array(prompt))
-    began = time.perf_counter()
-    for _ in range(DECODED):
-        state.append(int(state.logits.argmax()))
-    return DECODED / (time.perf_counter() - began)
+    return tokens / (time.perf_counter() - began)

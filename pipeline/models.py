@@ -16,11 +16,12 @@ from transformers.utils import logging
 from .. import zoo
 from ..errors import ModelError
 from ..progress import Progress
+from .durable import file_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SAMPLE = 1 << 20  # bytes hashed at each end of a weight file
+CHUNK = 1 << 20
 
 
 def load_model(
@@ -68,8 +69,7 @@ def resolve_model(ref: str | Path, progress: Progress | None = None) -> Path | s
 def model_fingerprint(ref: str | Path, progress: Progress | None = None) -> str:
     """Hex digest that changes with the model's configuration or weights.
 
-    Weight files count by name, size and their first and last megabyte: whole files would take minutes for large
-    models, and any training changes every part of them.
+    Of weight files the ends are looked at: any training changes every part of them.
     """
     place = resolve_model(ref, progress)
     digest = hashlib.sha256()
@@ -79,12 +79,7 @@ def model_fingerprint(ref: str | Path, progress: Progress | None = None) -> str:
         return digest.hexdigest()
     digest.update((place / "config.json").read_bytes())
     for file in sorted([*place.glob("*.safetensors"), *place.glob("*.bin")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(SAMPLE))
-            stream.seek(max(size - SAMPLE, 0))
-            digest.update(stream.read())
+        digest.update(f"{file.name}:{file_fingerprint(file)}".encode())
     return digest.hexdigest()
 
 
@@ -122,7 +117,7 @@ def _unpacked(file: Path, progress: Progress | None) -> Path:
     """Hugging Face folder (float32) with the weights of a GGUF file, made once per content."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(SAMPLE):
+        while chunk := stream.read(CHUNK):
             digest.update(chunk)
     final = Path(zoo.cache_dir()) / "unpacked" / f"{file.stem}-{digest.hexdigest()[:12]}"
     if (final / "config.json").is_file():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,23 +38,41 @@ class RunFolder:
         self.record = record
 
     @classmethod
-    def open(cls, output: Path, recipe: str, model: str, fresh: bool = False) -> RunFolder:
-        """Start or continue the run of `recipe` (resolved YAML) over the model with fingerprint `model`.
+    @contextmanager
+    def open(
+        cls, output: Path, recipe: str, inputs: str, fresh: bool = False
+    ) -> Iterator[RunFolder]:
+        """Start or continue the run of `recipe` (resolved YAML) on what has the fingerprint `inputs`.
 
-        Raises RecipeError when `output` holds something else: another run (unless `fresh`) or a user's files.
+        Raises RecipeError when `output` holds something else (another run, unless `fresh`, or a user's files), or when
+        another process is at work there.
         """
+        place = output.absolute()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with open(place.parent / f".{place.name}.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _refusal(output, "another process is at work here; wait for it") from None
+            try:
+                yield cls._open(output, recipe, inputs, fresh)
+            finally:
+                Path(lock.name).unlink()
+
+    @classmethod
+    def _open(cls, output: Path, recipe: str, inputs: str, fresh: bool) -> RunFolder:
         file = output / FOLDER / "run.json"
         record = json.loads(file.read_text()) if file.is_file() else None
         if record is None and output.exists() and any(p.name != FOLDER for p in output.iterdir()):
             raise _refusal(
                 output, "is not empty and no run of `recipe apply`; name another --output"
             )
-        fingerprint = hashlib.sha256(f"{FORMAT}\n{model}\n{recipe}".encode()).hexdigest()
+        fingerprint = hashlib.sha256(f"{FORMAT}\n{inputs}\n{recipe}".encode()).hexdigest()
         if record is not None and record["fingerprint"] != fingerprint and not fresh:
             change = _difference(record["recipe"], recipe)
             raise _refusal(
                 output,
-                f"holds the run of another recipe or model{change}\n"
+                f"holds the run of another recipe, model or data{change}\n"
                 "name another --output, or start over here with --fresh",
             )
         if record is None or fresh:

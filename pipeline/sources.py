@@ -11,6 +11,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import DataError
+from .durable import file_fingerprint
 
 if TYPE_CHECKING:
     from ..recipes import DataConfig
@@ -47,6 +48,14 @@ def rows(config: DataConfig) -> Sequence[Row]:
     if not len(found):
         raise DataError(f"{name} (split {config.split}): no rows; name another data set or split")
     return found
+
+
+def data_fingerprint(config: DataConfig) -> str:
+    """Changes with the content of a local file; "" for data that are named by stub or id."""
+    path = Path(config.dataset).expanduser()
+    if path.is_dir():
+        path = _split_file(path, config.split)
+    return file_fingerprint(path) if path.is_file() else ""
 
 
 def texts(config: DataConfig) -> list[str]:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from paring import cli
 from paring.errors import RecipeError
 from paring.pipeline import apply, load_model
+from paring.pipeline.runfolder import RunFolder
 from paring.recipes import Recipe
 
 RECIPE = """\
@@ -116,7 +117,7 @@ def test_another_recipe_in_the_same_folder_is_refused_until_fresh(
     result = run(recipe, "--output", output, "--set", "sparsity=0.7", "--no-evaluate")
     assert isinstance(result.exception, RecipeError)  # `main` prints it and exits 2
     message = str(result.exception)
-    assert "another recipe or model" in message
+    assert "another recipe, model or data" in message
     assert "sparsity: 0.7" in message
     assert "--fresh" in message
     (output / "mine.txt").write_text("keep")
@@ -142,8 +143,25 @@ def test_another_model_is_another_run(recipe: Path, tmp_path: Path, pico: Path) 
     model.get_parameter("model.norm.weight").data.mul_(2)
     model.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(RecipeError, match="another recipe or model"):
+    with pytest.raises(RecipeError, match="another recipe, model or data"):
         apply(str(recipe), tmp_path / "other", tmp_path / "out", evaluate=False)
+
+
+def test_data_that_changed_are_another_run(recipe: Path, tmp_path: Path, corpus: Path) -> None:
+    text = tmp_path / "train.txt"
+    text.write_text((corpus / "train.txt").read_text())
+    recipe.write_text(recipe.read_text().replace(str(corpus / "train.txt"), str(text)))
+    apply(str(recipe), output=tmp_path / "out", evaluate=False)
+    text.write_text(text.read_text() + " The end.")
+    with pytest.raises(RecipeError, match="another recipe, model or data"):
+        apply(str(recipe), output=tmp_path / "out", evaluate=False)
+
+
+def test_two_runs_at_once_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
+    busy = pytest.raises(RecipeError, match="another process is at work here")
+    with RunFolder.open(tmp_path / "out", "recipe", "inputs"), busy:
+        apply(str(recipe), output=tmp_path / "out", evaluate=False)
+    assert not list(tmp_path.glob(".*.lock"))
 
 
 def test_a_one_shot_run_killed_by_the_system_goes_on_and_ends_the_same(

@@ -93,6 +93,8 @@ def test_what_lies_in_the_file(pico: Path, corpus: Path, tmp_path: Path) -> None
     memory = pared.model.get_parameter(f"{down}.weight")
     assert torch.equal(integers * scale, memory)
     assert not integers[~pared.masks[f"{down}.weight"]].any()
+    modes = {file.stat().st_mode for file in (tmp_path / "out").glob("*.*") if file.is_file()}
+    assert len(modes) == 1  # the weights are as readable as the rest
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["format"] == "mixed-precision"
     assert config["ignore"] == ["lm_head"]
