@@ -218,9 +218,7 @@ def test_random_numbers_go_on_where_they_stopped(pico):
     assert not torch.equal(torch.randn(3, generator=other.generator), wanted)
 
 
-@pytest.mark.parametrize(
-    ("stop", "rest"), [(1, ["start", "update", "end"]), (3, ["update", "end"]), (5, [])]
-)
+@pytest.mark.parametrize(("stop", "rest"), [(1, ["start", "update", "end"]), (3, ["end"]), (5, [])])
 def test_a_resumed_session_starts_and_ends_nothing_twice(pico, stop, rest):
     def begin() -> tuple[Session, _Recorder]:
         modifier = _Recorder(start=1.0, end=2.0, update_frequency=1.0)
@@ -235,4 +233,4 @@ def test_a_resumed_session_starts_and_ends_nothing_twice(pico, stop, rest):
     loop(second, 6 - stop)
     second.finish()
     border = [name for name, _ in modifier.calls if name in ("start", "update", "end")]
-    assert border == [name for name in rest if stop < 3 or name != "update"]
+    assert border == rest
