@@ -20,10 +20,13 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOMS = ("cli", "engine", "modifiers", "pipeline", "recipes", "zoo")
 JOBS = 2
 BASELINE = ("-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread")
+# Python's own flags ask for debugging symbols, which make the library ten times larger.
+SYMBOLS = () if "-g" in os.environ.get("CXXFLAGS", "").split() else ("-g0",)
 WARNINGS = ("-Wall", "-Wextra")
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -47,6 +50,14 @@ def instruction_set(source: str) -> str | None:
     stem = Path(source).stem
     fitting = [name for name in INSTRUCTION_SETS if stem.endswith("_" + name)]
     return max(fitting, key=len, default=None)
+
+
+class BuildModules(build_py):
+    """Leaves this file out of the package whose folder it lies in."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [entry for entry in found if entry[:2] != ("paring", "setup")]
 
 
 class BuildKernels(build_ext):
@@ -85,7 +96,7 @@ class BuildKernels(build_ext):
     def compile_source(self, ext: Extension, source: str) -> str:
         """Object file of a source, compiled unless a newer one of the same command exists."""
         name = instruction_set(source)
-        flags = [*BASELINE, *WARNINGS, *(INSTRUCTION_SETS[name][1] if name else ())]
+        flags = [*BASELINE, *SYMBOLS, *WARNINGS, *(INSTRUCTION_SETS[name][1] if name else ())]
         command = [*self.compiler.compiler_so_cxx, *flags, repr(ext.define_macros)]
         # One folder per command line: changed flags or variables never meet old objects.
         folder = Path(self.build_temp, hashlib.sha256(repr(command).encode()).hexdigest()[:12])
@@ -136,5 +147,5 @@ setup(
             language="c++",
         )
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildModules},
 )
