@@ -16,7 +16,7 @@ from .targets import select
 Observer = Callable[[torch.Tensor], None]
 """Called with a module's input, [batch, length, width]."""
 
-BATCH = 8  # calibration sequences per replayed batch
+BATCH = 4  # calibration sequences per replayed batch
 
 
 def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
