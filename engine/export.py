@@ -120,7 +120,9 @@ class _Exporter:
 
     def write(self, name: str, weight: Weight, dense: bool = False) -> None:
         fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(weight)}
-        self.writer.matrix(name, **fields, dense=dense)
+        # No kernel reads float16 under a bitmask, which the format would allow.
+        half = weight.values.dtype == np.float16
+        self.writer.matrix(name, **fields, dense=dense or half)
 
     def logits(self, op: Head) -> Head:
         """The head: the embedding itself when tied and kept, else a matrix of its own."""

@@ -14,6 +14,7 @@ from reference_interpreter import logits, weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
+from paring.engine import Engine
 from paring.engine.export import export
 from paring.engine.graph import Activation, Graph, Head, Matrix
 from paring.engine.graph_file import read_graph
@@ -157,6 +158,28 @@ def test_half_precision_checkpoints(llama: Callable[..., Path], dtype: torch.dty
     assert isinstance(matrix, Matrix)
     assert matrix.dtype == ("f16" if dtype == torch.float16 else "f32")
     assert_same_logits(graph, folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("head", ["keep", "f16", "int8"])
+def test_engine_runs_pruned_floats(
+    llama: Callable[..., Path], dtype: torch.dtype, head: Any
+) -> None:
+    folder = llama()
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "proj" in name]:
+        kept = torch.rand(tensors[name].shape, generator=torch.Generator().manual_seed(1)) < 0.4
+        tensors[name] = (tensors[name] * kept).to(dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    graph = read_graph(export(folder, head=head))
+    matrix = graph.tensors["model.layers.0.mlp.up_proj.weight"]
+    assert isinstance(matrix, Matrix)
+    assert matrix.nonzeros == int(tensors["model.layers.0.mlp.up_proj.weight"].count_nonzero())
+    expected = logits(graph, TOKENS)
+    with Engine(graph, threads=1) as engine:
+        difference = np.abs(engine.logits(TOKENS) - expected).max()
+    # An input of the int8 head may round the other way; that is one step of 1 / 127.
+    assert difference <= (1e-2 if head == "int8" else 1e-5) * np.abs(expected).max()
 
 
 def test_sharded_checkpoint(llama: Callable[..., Path]) -> None:
