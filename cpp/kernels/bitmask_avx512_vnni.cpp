@@ -6,6 +6,7 @@
 namespace paring::kernels {
 namespace {
 
+#include "stream.inc"
 #include "integer_avx512.inc"
 
 // 16 places from the kept bytes at `from`; moves `from` past what it used. Garbage where nothing is kept.
@@ -28,53 +29,36 @@ inline __m512i place_block(const uint8_t* from, uint64_t mask, __m512i zero) {
     return _mm512_mask_mov_epi8(zero, mask, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
 }
 
-inline uint64_t next_mask(const uint8_t*& masks) {
-    uint64_t mask;
-    __builtin_memcpy(&mask, masks, 8);
-    masks += 8;
-    return mask;
-}
-
-inline const uint8_t* values_of(const uint8_t* body, int32_t columns) {
-    return body + (static_cast<size_t>(columns) * 2 + 63) / 64 * 64;
-}
-
 struct MaskedBytes {
-    const uint8_t* masks;
-    const uint8_t* at;
-    static constexpr size_t kAhead = 1024;
+    Chunks<uint64_t> chunks;
     static constexpr int kBias = 128;
-    MaskedBytes(const uint8_t* body, int32_t columns) : masks(body), at(values_of(body, columns)) {}
+    MaskedBytes(const uint8_t* body, size_t header) : chunks(body, header) {}
     __m512i block() {
-        const uint64_t mask = next_mask(masks);
-        const __m512i w = place_block(at, mask, _mm512_set1_epi8(static_cast<char>(128)));
-        at += _mm_popcnt_u64(mask);
+        const uint64_t mask = chunks.next();
+        const __m512i w = place_block(chunks.at, mask, _mm512_set1_epi8(static_cast<char>(kBias)));
+        chunks.at += _mm_popcnt_u64(mask);
         return w;
     }
     void next(__m512i& a, __m512i& b) {
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
         a = block();
         b = block();
     }
 };
 
 struct MaskedNibbles {
-    const uint8_t* masks;
-    const uint8_t* at;
-    static constexpr size_t kAhead = 1024;
+    Chunks<uint64_t> chunks;
     static constexpr int kBias = 8;
-    MaskedNibbles(const uint8_t* body, int32_t columns) : masks(body), at(values_of(body, columns)) {}
+    MaskedNibbles(const uint8_t* body, size_t header) : chunks(body, header) {}
     __m512i block() {
-        const uint64_t mask = next_mask(masks);
-        const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+        const uint64_t mask = chunks.next();
+        const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunks.at)));
         const __m512i split = _mm512_or_si512(bytes, _mm512_slli_epi16(bytes, 4));
         alignas(64) uint8_t nibbles[64 + 16];
         _mm512_store_si512(nibbles, _mm512_and_si512(split, _mm512_set1_epi8(15)));
-        at += (_mm_popcnt_u64(mask) + 1) / 2;
-        return place_block(nibbles, mask, _mm512_set1_epi8(8));
+        chunks.at += (_mm_popcnt_u64(mask) + 1) / 2;
+        return place_block(nibbles, mask, _mm512_set1_epi8(kBias));
     }
     void next(__m512i& a, __m512i& b) {
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
         a = block();
         b = block();
     }

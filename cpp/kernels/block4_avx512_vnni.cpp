@@ -6,52 +6,41 @@
 namespace paring::kernels {
 namespace {
 
+#include "stream.inc"
 #include "integer_avx512.inc"
 
-inline const uint8_t* values_of(const uint8_t* body, int32_t columns) {
-    return body + (static_cast<size_t>(columns) / 2 + 63) / 64 * 64;
-}
-
 struct Blocks8 {
-    const uint16_t* masks;
-    const uint8_t* at;
-    static constexpr size_t kAhead = 1024;
+    Chunks<uint16_t> chunks;
     static constexpr int kBias = 128;
-    Blocks8(const uint8_t* body, int32_t columns)
-        : masks(reinterpret_cast<const uint16_t*>(body)), at(values_of(body, columns)) {}
+    Blocks8(const uint8_t* body, size_t header) : chunks(body, header) {}
     __m512i block() {
-        const __mmask16 mask = *masks++;
+        const __mmask16 mask = chunks.next();
         const __m512i zero = _mm512_set1_epi8(static_cast<char>(kBias));
-        const __m512i w = _mm512_mask_expand_epi32(zero, mask, _mm512_loadu_si512(at));
-        at += 4 * _mm_popcnt_u32(mask);
+        const __m512i w = _mm512_mask_expand_epi32(zero, mask, _mm512_loadu_si512(chunks.at));
+        chunks.at += 4 * _mm_popcnt_u32(mask);
         return w;
     }
     void next(__m512i& a, __m512i& b) {
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
         a = block();
         b = block();
     }
 };
 
 struct Blocks4 {
-    const uint16_t* masks;
-    const uint8_t* at;
-    static constexpr size_t kAhead = 1024;
+    Chunks<uint16_t> chunks;
     static constexpr int kBias = 8;
-    Blocks4(const uint8_t* body, int32_t columns)
-        : masks(reinterpret_cast<const uint16_t*>(body)), at(values_of(body, columns)) {}
+    Blocks4(const uint8_t* body, size_t header) : chunks(body, header) {}
     __m512i block() {
-        const __mmask16 mask = *masks++;
-        const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+        const __mmask16 mask = chunks.next();
+        const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunks.at)));
         const __m512i placed = _mm512_mask_expand_epi32(_mm512_set1_epi32(0x8888), mask, words);
-        at += 2 * _mm_popcnt_u32(mask);
+        chunks.at += 2 * _mm_popcnt_u32(mask);
         // Bytes 0, 1 hold columns 0, 1 low and 2, 3 high: bytes 2, 3 take the high nibbles.
         const __m512i upper = _mm512_set1_epi32(0x0f0f0000), high = _mm512_slli_epi32(placed, 12);
         const __m512i both = _mm512_ternarylogic_epi32(upper, high, placed, 0xca);
         return _mm512_and_si512(both, _mm512_set1_epi8(15));
     }
     void next(__m512i& a, __m512i& b) {
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
         a = block();
         b = block();
     }

@@ -21,36 +21,69 @@ void decode_i4_dense(const uint8_t* body, size_t columns, int8_t* weights) {
     }
 }
 
+// Reads masks from the head of each chunk, and hands out where its values go on.
+template <class Mask>
+struct ChunkReader {
+    const uint8_t* at;  // the values not read yet
+    const uint8_t* masks = nullptr;
+    size_t used = 64;
+    Mask next() {
+        if (used == 64) {
+            masks = at;
+            at += 64;
+            used = 0;
+        }
+        Mask mask;
+        std::memcpy(&mask, masks + used, sizeof mask);
+        used += sizeof mask;
+        return mask;
+    }
+};
+
 void decode_bitmask(const uint8_t* body, size_t columns, bool nibbles, int8_t* weights) {
-    const uint8_t* values = body + round_up(columns * 2, kAlignment);
+    ChunkReader<uint64_t> chunks{body};
     for (size_t j = 0; j < columns; j += 4) {
-        uint64_t mask;
-        std::memcpy(&mask, body + j * 2, 8);
+        const uint64_t mask = chunks.next();
         size_t count = 0;
         for (size_t bit = 0; bit < 64; ++bit) {
             int weight = 0;
             if (mask >> bit & 1) {
-                weight = nibbles ? (values[count / 2] >> (count % 2 * 4) & 15) - 8 : values[count] - 128;
+                weight = nibbles ? (chunks.at[count / 2] >> (count % 2 * 4) & 15) - 8 : chunks.at[count] - 128;
                 ++count;
             }
             weights[bit / 4 * columns + j + bit % 4] = static_cast<int8_t>(weight);
         }
-        values += nibbles ? (count + 1) / 2 : count;
+        chunks.at += nibbles ? (count + 1) / 2 : count;
     }
 }
 
 void decode_block4(const uint8_t* body, size_t columns, bool nibbles, int8_t* weights) {
-    const uint8_t* values = body + round_up(columns / 2, kAlignment);
-    for (size_t j = 0; j < columns; j += 4)
+    ChunkReader<uint16_t> chunks{body};
+    for (size_t j = 0; j < columns; j += 4) {
+        const uint16_t mask = chunks.next();
         for (size_t r = 0; r < 16; ++r) {
             int8_t* to = weights + r * columns + j;
-            const bool kept = body[j / 2 + r / 8] >> (r % 8) & 1;
+            const bool kept = mask >> r & 1;
             for (size_t i = 0; i < 4; ++i) {
-                const int weight = nibbles ? (values[i % 2] >> (i / 2 * 4) & 15) - 8 : values[i] - 128;
+                const int weight = nibbles ? (chunks.at[i % 2] >> (i / 2 * 4) & 15) - 8 : chunks.at[i] - 128;
                 to[i] = static_cast<int8_t>(kept ? weight : 0);
             }
-            if (kept) values += nibbles ? 2 : 4;
+            if (kept) chunks.at += nibbles ? 2 : 4;
         }
+    }
+}
+
+void decode_f32_bitmask(const uint8_t* body, size_t k, float* weights) {
+    ChunkReader<uint16_t> chunks{body};
+    for (size_t j = 0; j < k; ++j) {
+        const uint16_t mask = chunks.next();
+        for (size_t r = 0; r < 16; ++r) {
+            weights[r * k + j] = 0;
+            if (!(mask >> r & 1)) continue;
+            std::memcpy(&weights[r * k + j], chunks.at, 4);
+            chunks.at += 4;
+        }
+    }
 }
 
 }  // namespace
@@ -87,21 +120,16 @@ void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights) {
 void decode_floats(const PackedMatrix& w, int32_t panel, float* weights) {
     const uint8_t* body = w.data + w.offset[panel];
     const size_t k = static_cast<size_t>(w.k);
-    const uint8_t* kept = body + round_up(k * 2, kAlignment);
+    if (w.layout == Layout::f32_bitmask) return decode_f32_bitmask(body, k, weights);
     for (size_t i = 0; i < k * 16; ++i) {
-        const size_t column = i / 16, row = i % 16;
-        float weight = 0;
+        float& weight = weights[i % 16 * k + i / 16];
         if (w.layout == Layout::f32_dense) {
             std::memcpy(&weight, body + i * 4, 4);
-        } else if (w.layout == Layout::f16_dense) {
+        } else {
             uint16_t half;
             std::memcpy(&half, body + i * 2, 2);
             weight = half_to_float(half);
-        } else if (body[column * 2 + row / 8] >> (row % 8) & 1) {
-            std::memcpy(&weight, kept, 4);
-            kept += 4;
         }
-        weights[row * k + column] = weight;
     }
 }
 

@@ -6,13 +6,15 @@
 namespace paring::kernels {
 namespace {
 
+#include "stream.inc"
 #include "integer_avx2.inc"
 
 struct DenseBytes {
     const uint8_t* at;
-    DenseBytes(const uint8_t* body, int32_t) : at(body) {}
+    size_t ahead;
+    DenseBytes(const uint8_t* body, size_t header) : at(body), ahead(kAhead + header) {}
     void next(__m128i piece[4]) {
-        prefetch(at);
+        prefetch(at + ahead);
         for (int i = 0; i < 4; ++i) piece[i] = _mm_xor_si128(load(at + 16 * i), _mm_set1_epi8(static_cast<char>(128)));
         at += 64;
     }
@@ -20,10 +22,11 @@ struct DenseBytes {
 
 struct DenseNibbles {
     const uint8_t* at;
+    size_t ahead;
     bool second = false;
-    DenseNibbles(const uint8_t* body, int32_t) : at(body) {}
+    DenseNibbles(const uint8_t* body, size_t header) : at(body), ahead(kAhead + header) {}
     void next(__m128i piece[4]) {
-        if (!second) prefetch(at);
+        if (!second) prefetch(at + ahead);
         const __m128i low = _mm_set1_epi8(15), bias = _mm_set1_epi8(8);
         for (int i = 0; i < 4; ++i) {
             const __m128i both = load(at + 16 * i);

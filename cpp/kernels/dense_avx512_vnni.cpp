@@ -6,16 +6,17 @@
 namespace paring::kernels {
 namespace {
 
+#include "stream.inc"
 #include "integer_avx512.inc"
 
 struct NibbleBlocks {
     const uint8_t* at;
-    static constexpr size_t kAhead = 1536;
+    size_t ahead;
     static constexpr int kBias = 8;
-    NibbleBlocks(const uint8_t* body, int32_t) : at(body) {}
+    NibbleBlocks(const uint8_t* body, size_t header) : at(body), ahead(kAhead + header) {}
     void next(__m512i& a, __m512i& b) {
         const __m512i low = _mm512_set1_epi8(15), both = _mm512_load_si512(at);
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
+        prefetch(at + ahead);
         a = _mm512_and_si512(both, low);
         b = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
         at += 64;

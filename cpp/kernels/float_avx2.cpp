@@ -6,16 +6,15 @@
 namespace paring::kernels {
 namespace {
 
-constexpr int32_t kTokens = 4;   // tokens that share one read of the weights
-constexpr size_t kAhead = 1536;  // bytes prefetched ahead
+#include "stream.inc"
 
-void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0); }
+constexpr int32_t kTokens = 4;   // tokens that share one read of the weights
 
 struct DenseF32 {
     const uint8_t* at;
-    DenseF32(const uint8_t* body, int32_t) : at(body) {}
+    DenseF32(const uint8_t* body, size_t) : at(body) {}
     void next(__m256& low, __m256& high) {
-        prefetch(at);
+        prefetch(at + kAhead);
         low = _mm256_load_ps(reinterpret_cast<const float*>(at));
         high = _mm256_load_ps(reinterpret_cast<const float*>(at) + 8);
         at += 64;
@@ -24,9 +23,9 @@ struct DenseF32 {
 
 struct DenseF16 {
     const uint8_t* at;
-    DenseF16(const uint8_t* body, int32_t) : at(body) {}
+    DenseF16(const uint8_t* body, size_t) : at(body) {}
     void next(__m256& low, __m256& high) {
-        prefetch(at);
+        prefetch(at + kAhead);
         low = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(at)));
         high = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(at) + 1));
         at += 32;
@@ -34,20 +33,17 @@ struct DenseF16 {
 };
 
 struct BitmaskF32 {
-    const uint16_t* mask;
-    const uint8_t* at;
-    BitmaskF32(const uint8_t* body, int32_t k)
-        : mask(reinterpret_cast<const uint16_t*>(body)), at(body + (static_cast<size_t>(k) * 2 + 63) / 64 * 64) {}
+    Chunks<uint16_t> chunks;
+    BitmaskF32(const uint8_t* body, size_t header) : chunks(body, header) {}
     __m256 place(uint32_t kept) {
         const __m128i control = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpand.low[kept]));
         const __m256i from = _mm256_cvtepi8_epi32(control);  // negative where nothing is kept
-        const __m256 moved = _mm256_permutevar8x32_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(at)), from);
-        at += 4 * _mm_popcnt_u32(kept);
-        return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)), moved);
+        const __m256 values = _mm256_loadu_ps(reinterpret_cast<const float*>(chunks.at));
+        chunks.at += 4 * _mm_popcnt_u32(kept);
+        return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)), _mm256_permutevar8x32_ps(values, from));
     }
     void next(__m256& low, __m256& high) {
-        prefetch(at);
-        const uint32_t kept = *mask++;
+        const uint32_t kept = chunks.next();
         low = place(kept & 255);
         high = place(kept >> 8);
     }
@@ -101,7 +97,7 @@ template <class Columns>
 void run(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end, void* scratch) {
     auto* decoded = static_cast<float*>(scratch);
     for (int32_t p = begin; p < end; ++p) {
-        Columns columns(w.data + w.offset[p], w.k);
+        Columns columns(w.data + w.offset[p], 0);
         if (x.m <= kTokens) {
             tokens(columns, w, x, p, y, ldy);
             continue;
@@ -112,7 +108,7 @@ void run(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int3
             _mm256_store_ps(decoded + static_cast<size_t>(j) * 16, low);
             _mm256_store_ps(decoded + static_cast<size_t>(j) * 16 + 8, high);
         }
-        tokens(DenseF32(static_cast<const uint8_t*>(scratch), w.k), w, x, p, y, ldy);
+        tokens(DenseF32(static_cast<const uint8_t*>(scratch), 0), w, x, p, y, ldy);
     }
 }
 
@@ -120,7 +116,7 @@ void run(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int3
 
 PARING_RUN(run_f32_dense_avx2) {
     static_cast<void>(scratch);
-    for (int32_t p = begin; p < end; ++p) tokens(DenseF32(w.data + w.offset[p], w.k), w, x, p, y, ldy);
+    for (int32_t p = begin; p < end; ++p) tokens(DenseF32(w.data + w.offset[p], 0), w, x, p, y, ldy);
 }
 PARING_RUN(run_f16_dense_avx2) { run<DenseF16>(w, x, y, ldy, begin, end, scratch); }
 PARING_RUN(run_f32_bitmask_avx2) { run<BitmaskF32>(w, x, y, ldy, begin, end, scratch); }

@@ -6,15 +6,16 @@
 namespace paring::kernels {
 namespace {
 
+#include "stream.inc"
+
 constexpr int32_t kTokens = 8;      // tokens that share one read of the weights
-constexpr size_t kAhead = 1536;     // bytes prefetched ahead
 
 struct DenseF32 {
     const uint8_t* at;
-    DenseF32(const uint8_t* body, int32_t) : at(body) {}
+    DenseF32(const uint8_t* body, size_t) : at(body) {}
     __m512 next() {
         const __m512 w = _mm512_load_ps(at);
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
+        prefetch(at + kAhead);
         at += 64;
         return w;
     }
@@ -22,25 +23,22 @@ struct DenseF32 {
 
 struct DenseF16 {
     const uint8_t* at;
-    DenseF16(const uint8_t* body, int32_t) : at(body) {}
+    DenseF16(const uint8_t* body, size_t) : at(body) {}
     __m512 next() {
         const __m512 w = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)));
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
+        prefetch(at + kAhead);
         at += 32;
         return w;
     }
 };
 
 struct BitmaskF32 {
-    const uint16_t* mask;
-    const uint8_t* at;
-    BitmaskF32(const uint8_t* body, int32_t k)
-        : mask(reinterpret_cast<const uint16_t*>(body)), at(body + (static_cast<size_t>(k) * 2 + 63) / 64 * 64) {}
+    Chunks<uint16_t> chunks;
+    BitmaskF32(const uint8_t* body, size_t header) : chunks(body, header) {}
     __m512 next() {
-        const __mmask16 kept = *mask++;
-        const __m512 w = _mm512_maskz_expand_ps(kept, _mm512_loadu_ps(at));
-        _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
-        at += 4 * _mm_popcnt_u32(kept);
+        const __mmask16 kept = chunks.next();
+        const __m512 w = _mm512_maskz_expand_ps(kept, _mm512_loadu_ps(chunks.at));
+        chunks.at += 4 * _mm_popcnt_u32(kept);
         return w;
     }
 };
@@ -92,7 +90,7 @@ void tokens(const Columns* start, const PackedMatrix& w, const Activations& x, i
 // Decodes `P` panels once when many tokens will read them; dense f32 is read where it lies.
 template <class Columns, int P>
 void panels(const PackedMatrix& w, const Activations& x, int32_t panel, float* y, size_t ldy, void* scratch) {
-    const Columns start[2] = {Columns(w.data + w.offset[panel], w.k), Columns(w.data + w.offset[panel + P - 1], w.k)};
+    const Columns start[2] = {Columns(w.data + w.offset[panel], 0), Columns(w.data + w.offset[panel + P - 1], 0)};
     if (x.m <= kTokens) return tokens<Columns, P>(start, w, x, panel, y, ldy);
     auto* decoded = static_cast<float*>(scratch);
     const size_t size = static_cast<size_t>(w.k) * 16;
@@ -101,27 +99,29 @@ void panels(const PackedMatrix& w, const Activations& x, int32_t panel, float* y
         for (int32_t j = 0; j < w.k; ++j) _mm512_store_ps(decoded + p * size + static_cast<size_t>(j) * 16, columns.next());
     }
     const auto* bytes = static_cast<const uint8_t*>(scratch);
-    const DenseF32 dense[2] = {DenseF32(bytes, w.k), DenseF32(bytes + (P - 1) * size * 4, w.k)};
+    const DenseF32 dense[2] = {DenseF32(bytes, 0), DenseF32(bytes + (P - 1) * size * 4, 0)};
     tokens<DenseF32, P>(dense, w, x, panel, y, ldy);
 }
 
 template <>
 void panels<DenseF32, 1>(const PackedMatrix& w, const Activations& x, int32_t panel, float* y, size_t ldy, void*) {
-    const DenseF32 start[2] = {DenseF32(w.data + w.offset[panel], w.k), DenseF32(w.data + w.offset[panel], w.k)};
+    const DenseF32 start[2] = {DenseF32(w.data + w.offset[panel], 0), DenseF32(w.data + w.offset[panel], 0)};
     tokens<DenseF32, 1>(start, w, x, panel, y, ldy);
 }
 
 template <>
 void panels<DenseF32, 2>(const PackedMatrix& w, const Activations& x, int32_t panel, float* y, size_t ldy, void*) {
-    const DenseF32 start[2] = {DenseF32(w.data + w.offset[panel], w.k), DenseF32(w.data + w.offset[panel + 1], w.k)};
+    const DenseF32 start[2] = {DenseF32(w.data + w.offset[panel], 0), DenseF32(w.data + w.offset[panel + 1], 0)};
     tokens<DenseF32, 2>(start, w, x, panel, y, ldy);
 }
 
 template <class Columns>
 void run(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end, void* scratch) {
+    // One stream at a time while weights come from memory; two panels share each input when many tokens read them.
     int32_t p = begin;
-    for (; p + 2 <= end; p += 2) panels<Columns, 2>(w, x, p, y, ldy, scratch);
-    if (p < end) panels<Columns, 1>(w, x, p, y, ldy, scratch);
+    if (x.m > 1)
+        for (; p + 2 <= end; p += 2) panels<Columns, 2>(w, x, p, y, ldy, scratch);
+    for (; p < end; ++p) panels<Columns, 1>(w, x, p, y, ldy, scratch);
 }
 
 }  // namespace

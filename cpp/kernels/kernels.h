@@ -64,16 +64,18 @@ struct MatrixSource {
     int32_t input_zero_point;
 };
 
-// Packed forms. "blocks" are 16 rows x 4 columns: byte 4 * row + column.
+// Packed forms. "Blocks" are 16 rows x 4 columns: byte 4 * row + column. Sparse panels are a sequence of chunks, each
+// 64 bytes of masks and then the values they keep: one stream per panel, so that one prefetch pointer runs through
+// everything. Masks of columns past the panel's are 0.
 enum class Layout : uint8_t {
     f32_dense,     // [k][16] f32
     f16_dense,     // [k][16] f16
-    f32_bitmask,   // [k] u16 masks, padded to 64 bytes; kept f32
+    f32_bitmask,   // chunks of 32 columns: u16 masks; kept f32
     i8_dense,      // [k/4] blocks of u8 = w + 128
     i4_dense,      // [k/8] blocks of u8 = (w + 8), low nibble columns 0..3, high nibble columns 4..7
-    i8_bitmask,    // [k/4] u64 masks over a block; kept u8 = w + 128, in block order
-    i4_bitmask,    // [k/4] u64 masks over a block; kept nibbles w + 8, low first, in block order; each block on a byte
-    i8_block4,     // [k/4] u16 masks: rows with anything kept of a block; those rows' 4 columns as u8 = w + 128
+    i8_bitmask,    // chunks of 8 blocks: u64 masks; kept u8 = w + 128, in block order
+    i4_bitmask,    // chunks of 8 blocks: u64 masks; kept nibbles w + 8, low first, in block order; each block on a byte
+    i8_block4,     // chunks of 32 blocks: u16 masks of the rows with anything kept; their 4 columns as u8 = w + 128
     i4_block4,     // the same with w + 8: 2 bytes, columns 0, 1 in the low nibbles, 2, 3 in the high ones
     count,
 };

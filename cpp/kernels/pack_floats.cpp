@@ -14,18 +14,19 @@ void append_float_dense(std::vector<uint8_t>& out, const Tile<uint32_t>& tile, s
 }
 
 void append_float_bitmask(std::vector<uint8_t>& out, const Tile<uint32_t>& tile, size_t k) {
-    std::vector<uint8_t> values;
+    Chunks<uint16_t> chunks(out);
     for (size_t j = 0; j < k; ++j) {
+        uint32_t values[16];
+        size_t used = 0;
         uint16_t mask = 0;
         for (size_t r = 0; r < 16; ++r) {
             if (!tile.kept[r * tile.columns + j]) continue;
             mask = static_cast<uint16_t>(mask | 1u << r);
-            append(values, &tile.value[r * tile.columns + j], 4);
+            values[used++] = tile.value[r * tile.columns + j];
         }
-        append(out, &mask, 2);
+        chunks.add(mask);
+        append(out, values, used * 4);
     }
-    pad(out);
-    append(out, values.data(), values.size());
 }
 
 }  // namespace

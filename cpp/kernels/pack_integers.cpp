@@ -33,47 +33,46 @@ uint64_t block_mask(const Tile<int8_t>& tile, size_t j) {
 }
 
 void append_bitmask(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles) {
-    std::vector<uint8_t> values(tile.columns * 16);
-    size_t used = 0;
+    Chunks<uint64_t> chunks(out);
     for (size_t j = 0; j < tile.columns; j += 4) {
         const uint64_t mask = block_mask(tile, j);
-        append(out, &mask, 8);
+        chunks.add(mask);
+        uint8_t values[64] = {};
         size_t count = 0;
         for (uint64_t left = mask; left != 0; left &= left - 1, ++count) {
             const size_t bit = static_cast<size_t>(__builtin_ctzll(left));
             const int value = tile.value[bit / 4 * tile.columns + j + bit % 4];
             if (nibbles)
-                values[used + count / 2] |= static_cast<uint8_t>((value + 8) << (count % 2 * 4));
+                values[count / 2] |= static_cast<uint8_t>((value + 8) << (count % 2 * 4));
             else
-                values[used + count] = static_cast<uint8_t>(value + 128);
+                values[count] = static_cast<uint8_t>(value + 128);
         }
-        used += nibbles ? (count + 1) / 2 : count;
+        append(out, values, nibbles ? (count + 1) / 2 : count);
     }
-    pad(out);
-    append(out, values.data(), used);
 }
 
 // Bit r: whether row r keeps anything of its block at columns j .. j + 3. Then the whole block is stored, zeros too.
 void append_block4(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles) {
-    std::vector<uint8_t> values;
+    Chunks<uint16_t> chunks(out);
     for (size_t j = 0; j < tile.columns; j += 4) {
         const uint64_t kept = block_mask(tile, j);
+        uint8_t values[64];
+        size_t used = 0;
         uint16_t mask = 0;
         for (size_t r = 0; r < 16; ++r) {
             if ((kept >> (4 * r) & 15) == 0) continue;
             mask = static_cast<uint16_t>(mask | 1u << r);
             const int8_t* w = &tile.value[r * tile.columns + j];
             if (nibbles) {
-                values.push_back(static_cast<uint8_t>((w[0] + 8) | (w[2] + 8) << 4));
-                values.push_back(static_cast<uint8_t>((w[1] + 8) | (w[3] + 8) << 4));
+                values[used++] = static_cast<uint8_t>((w[0] + 8) | (w[2] + 8) << 4);
+                values[used++] = static_cast<uint8_t>((w[1] + 8) | (w[3] + 8) << 4);
             } else {
-                for (size_t i = 0; i < 4; ++i) values.push_back(static_cast<uint8_t>(w[i] + 128));
+                for (size_t i = 0; i < 4; ++i) values[used++] = static_cast<uint8_t>(w[i] + 128);
             }
         }
-        append(out, &mask, 2);
+        chunks.add(mask);
+        append(out, values, used);
     }
-    pad(out);
-    append(out, values.data(), values.size());
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 namespace paring::kernels {
 namespace {
 
+#include "stream.inc"
 #include "integer_avx2.inc"
 
 // 16 places from the kept bytes at `from` (values + bias); moves `from` past what it used. Pruned places are 0.
@@ -21,47 +22,29 @@ __m128i place(const uint8_t*& from, uint32_t mask, __m128i bias) {
     return _mm_shuffle_epi8(values, _mm_unpacklo_epi64(control_low, control_high));
 }
 
-struct Masks {
-    const uint8_t* at;
-    uint64_t next() {
-        uint64_t mask;
-        __builtin_memcpy(&mask, at, 8);
-        at += 8;
-        return mask;
-    }
-};
-
-const uint8_t* values_of(const uint8_t* body, int32_t columns) {
-    return body + (static_cast<size_t>(columns) * 2 + 63) / 64 * 64;
-}
-
 struct MaskedBytes {
-    Masks masks;
-    const uint8_t* at;
-    MaskedBytes(const uint8_t* body, int32_t columns) : masks{body}, at(values_of(body, columns)) {}
+    Chunks<uint64_t> chunks;
+    MaskedBytes(const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
-        prefetch(at);
-        const uint64_t mask = masks.next();
-        for (int i = 0; i < 4; ++i) piece[i] = place(at, mask >> (16 * i) & 0xffff, _mm_set1_epi8(static_cast<char>(128)));
+        const uint64_t mask = chunks.next();
+        for (int i = 0; i < 4; ++i) piece[i] = place(chunks.at, mask >> (16 * i) & 0xffff, _mm_set1_epi8(static_cast<char>(128)));
     }
 };
 
 struct MaskedNibbles {
-    Masks masks;
-    const uint8_t* at;
-    MaskedNibbles(const uint8_t* body, int32_t columns) : masks{body}, at(values_of(body, columns)) {}
+    Chunks<uint64_t> chunks;
+    MaskedNibbles(const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
-        prefetch(at);
-        const uint64_t mask = masks.next();
+        const uint64_t mask = chunks.next();
         alignas(32) uint8_t nibbles[64 + 16];
         for (int i = 0; i < 4; ++i) {
-            const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at + 8 * i));
+            const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(chunks.at + 8 * i));
             const __m128i both = _mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4));
             _mm_store_si128(reinterpret_cast<__m128i*>(nibbles + 16 * i), _mm_and_si128(both, _mm_set1_epi8(15)));
         }
         const uint8_t* from = nibbles;
         for (int i = 0; i < 4; ++i) piece[i] = place(from, mask >> (16 * i) & 0xffff, _mm_set1_epi8(8));
-        at += (_mm_popcnt_u64(mask) + 1) / 2;
+        chunks.at += (_mm_popcnt_u64(mask) + 1) / 2;
     }
 };
 
@@ -78,35 +61,33 @@ void split(__m256i half, __m128i* piece) {
 }
 
 struct Blocks8 {
-    const uint8_t* masks;
-    const uint8_t* at;
-    Blocks8(const uint8_t* body, int32_t columns) : masks(body), at(body + (static_cast<size_t>(columns) / 2 + 63) / 64 * 64) {}
+    Chunks<uint16_t> chunks;
+    Blocks8(const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
-        prefetch(at);
+        const uint32_t mask = chunks.next();
         for (int half = 0; half < 2; ++half) {
-            const uint32_t kept = *masks++;
-            const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+            const uint32_t kept = mask >> (8 * half) & 255;
+            const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunks.at));
             split(place_blocks(_mm256_xor_si256(values, _mm256_set1_epi8(static_cast<char>(128))), kept), piece + 2 * half);
-            at += 4 * _mm_popcnt_u32(kept);
+            chunks.at += 4 * _mm_popcnt_u32(kept);
         }
     }
 };
 
 struct Blocks4 {
-    const uint8_t* masks;
-    const uint8_t* at;
-    Blocks4(const uint8_t* body, int32_t columns) : masks(body), at(body + (static_cast<size_t>(columns) / 2 + 63) / 64 * 64) {}
+    Chunks<uint16_t> chunks;
+    Blocks4(const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
-        prefetch(at);
+        const uint32_t mask = chunks.next();
         for (int half = 0; half < 2; ++half) {
-            const uint32_t kept = *masks++;
-            const __m256i words = _mm256_cvtepu16_epi32(load(at));
+            const uint32_t kept = mask >> (8 * half) & 255;
+            const __m256i words = _mm256_cvtepu16_epi32(load(chunks.at));
             // Bytes 0, 1 hold columns 0, 1 low and 2, 3 high: bytes 2, 3 take the high nibbles.
             const __m256i low = _mm256_and_si256(words, _mm256_set1_epi32(0x0f0f));
             const __m256i high = _mm256_and_si256(_mm256_slli_epi32(words, 12), _mm256_set1_epi32(0x0f0f0000));
             const __m256i values = _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(8));
             split(place_blocks(values, kept), piece + 2 * half);
-            at += 2 * _mm_popcnt_u32(kept);
+            chunks.at += 2 * _mm_popcnt_u32(kept);
         }
     }
 };

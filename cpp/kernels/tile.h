@@ -90,6 +90,26 @@ inline void append(std::vector<uint8_t>& out, const void* from, size_t bytes) {
 
 inline void pad(std::vector<uint8_t>& out) { out.resize(round_up(out.size(), kAlignment)); }
 
+// A mask into a chunk's 64 bytes of them; a chunk begins wherever there is no room.
+template <class Mask>
+class Chunks {
+public:
+    explicit Chunks(std::vector<uint8_t>& out) : out_(out) {}
+    void add(Mask mask) {
+        if (used_ == 64) {
+            masks_ = out_.size();
+            out_.resize(out_.size() + 64);
+            used_ = 0;
+        }
+        std::memcpy(&out_[masks_ + used_], &mask, sizeof mask);
+        used_ += sizeof mask;
+    }
+
+private:
+    std::vector<uint8_t>& out_;
+    size_t masks_ = 0, used_ = 64;
+};
+
 // The bodies of panels, appended to `out` (see Layout in kernels.h).
 void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile);
 void append_floats(std::vector<uint8_t>& out, Layout layout, const Tile<uint32_t>& tile, size_t k);
