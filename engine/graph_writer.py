@@ -95,6 +95,8 @@ class GraphWriter:
         stored, and the other weights left out, when that is smaller and `dense` does not forbid it.
         """
         quantized = values.dtype == np.int8
+        if not quantized and values.dtype != np.float16:
+            values = values.astype(np.float32, copy=False)
         code: Literal["f32", "f16", "i8", "i4"]
         code = ("i8" if bits == 8 else "i4") if quantized else _float_code(name, values)
         if code == "i4" and (values.min() < -8 or values.max() > 7):
