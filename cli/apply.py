@@ -35,6 +35,9 @@ def apply(
     use: list[str] = USE,
     fresh: bool = typer.Option(False, "--fresh", help="Forget what is in --output; start over."),
     evaluate: bool = typer.Option(True, help="Measure perplexity and speed, before and after."),
+    verify: bool = typer.Option(
+        False, "--verify", help="Load the checkpoint with transformers and compare logits."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the report as JSON instead of a table."),
 ) -> None:
     """Pare a model down by a recipe: checkpoint, graph for the engine, and what changed.
@@ -46,7 +49,14 @@ def apply(
 
     loaded = Recipe.load(recipe, set=read_set(set_), model=model, use=use)
     with progress() as report:
-        result = run(loaded, output=output, resume=not fresh, evaluate=evaluate, progress=report)
+        result = run(
+            loaded,
+            output=output,
+            resume=not fresh,
+            evaluate=evaluate,
+            verify=verify,
+            progress=report,
+        )
     if json:
         from json import dumps
 

@@ -13,7 +13,7 @@ from ..errors import ModelError
 from ..modifiers import Session
 from ..progress import Progress
 from ..recipes import Recipe, Stage
-from .checkpoint import MASKS, WEIGHTS, publish, write_checkpoint
+from .checkpoint import MASKS, WEIGHTS, publish, verify_checkpoint, write_checkpoint
 from .data import training_examples
 from .evaluate import Exam, compare_speed
 from .models import load_model, model_fingerprint, quiet_transformers
@@ -44,13 +44,15 @@ def apply(
     *,
     resume: bool = True,
     evaluate: bool = True,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> ApplyResult:
     """Apply a recipe to a model and write checkpoint, graph and report to `output`.
 
     recipe: a Recipe, or a path or library name to load. model: overrides the recipe's. output: None keeps the result
     in memory. resume: continue a killed run in `output` from its last finished block or Trainer checkpoint; False
-    starts over. evaluate: measure perplexity (where the recipe says on what) and speed, before and after.
+    starts over. evaluate: measure perplexity (where the recipe says on what) and speed, before and after. verify: load
+    the checkpoint with `transformers` before it is published, and compare its logits with those in memory.
 
     A finished run of the same recipe is returned at once. Raises the kinds of ParingError for bad input.
     """
@@ -60,14 +62,14 @@ def apply(
         raise ModelError("the recipe names no model; add `model:` to it or give one with --model")
     recipe = recipe.model_copy(update={"model": ref})
     if output is None:
-        return _Run(recipe, ref, None, evaluate, progress).go()
+        return _Run(recipe, ref, None, evaluate, verify, progress).go()
     inputs = [model_fingerprint(ref, progress)]
     configs = [*(stage.data for stage in recipe.stages), recipe.evaluate]
     inputs += [data_fingerprint(config) for config in configs if config is not None]
     with RunFolder.open(Path(output), recipe.to_yaml(), " ".join(inputs), not resume) as folder:
         if folder.is_done(evaluate):
             return ApplyResult(read_report(folder.output / REPORT), folder.output, None)
-        return _Run(recipe, ref, folder, evaluate, progress).go()
+        return _Run(recipe, ref, folder, evaluate, verify, progress).go()
 
 
 class _Run:
@@ -79,12 +81,14 @@ class _Run:
         ref: str,
         folder: RunFolder | None,
         evaluate: bool,
+        verify: bool,
         progress: Progress | None,
     ) -> None:
         self.recipe = recipe
         self.ref = ref
         self.folder = folder
         self.evaluate = evaluate
+        self.verify = verify
         self.progress = progress
         self.pared = Pared.load(ref, progress)
         self.stages: list[dict[str, Any]] = folder.stages if folder else []
@@ -166,6 +170,8 @@ class _Run:
         """Stage checkpoint, graph and report, measure them, and move all of it into the output folder."""
         staged, pared, after = folder.empty_work("result"), self.pared, report["after"]
         write_checkpoint(staged, pared.model, pared.tokenizer, pared.quantization, pared.masks)
+        if self.verify:
+            verify_checkpoint(staged, pared.model)
         (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         graph = staged / "graph"
         export(staged, graph, head=self.recipe.export.head)

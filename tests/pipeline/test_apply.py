@@ -59,7 +59,7 @@ def run(*args: str | Path) -> Result:
 
 def test_a_recipe_from_the_command_line_to_its_report(recipe: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    result = run(recipe, "--output", output, "--set", "sparsity=0.75")
+    result = run(recipe, "--output", output, "--set", "sparsity=0.75", "--verify")
     assert result.exit_code == 0, result.output
     names = {path.name for path in output.iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "recipe.yaml"}
