@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class Cache(str, Enum):
     """How keys and values are kept."""
 
+    auto = "auto"
     f32 = "f32"
     f16 = "f16"
 
@@ -32,7 +33,9 @@ SEED = typer.Option(0, min=0, help="Same seed, same text.")
 STOP = typer.Option([], help="End before this text; may be given several times.")
 THREADS = typer.Option(None, min=1, help="Threads to compute with; all CPUs by default.")
 KERNELS = typer.Option("auto", help="Kernel row: auto, or a name from `recipe bench --json`.")
-CACHE = typer.Option(Cache.f32, help="How keys and values are kept.")
+CACHE = typer.Option(
+    Cache.auto, help="Type of the kept keys and values; auto: f16 if the weights are quantized."
+)
 
 
 def register(app: typer.Typer) -> None:

@@ -155,6 +155,7 @@ struct Model {
         return py::dict(
             py::arg("kernels") = decoder->kernels().name, py::arg("threads") = decoder->threads(),
             py::arg("matrices") = matrices, py::arg("table_bytes") = tables,
+            py::arg("kv") = decoder->kv() == ops::KvType::f32 ? "f32" : "f16",
             py::arg("page_bytes") = decoder->page_bytes(), py::arg("page_tokens") = ops::kPage,
             py::arg("buffer_bytes") = decoder->buffer_bytes());
     }

@@ -14,6 +14,7 @@ using kernels::Activations;
 constexpr int64_t kTokens = 128;     // most tokens that go through the plan together
 constexpr int64_t kSplitTokens = 4;  // up to here attention is split by chunks of keys as well
 constexpr int64_t kTokenBlock = 16;  // tokens of a unit of attention
+constexpr int64_t kMergeAlone = 8;   // from so many chunks on, merging is worth a fork-join
 constexpr size_t kAlign = 64;
 
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -25,6 +26,7 @@ Decoder::Decoder(std::unique_ptr<const Graph> graph, const kernels::KernelRow& k
     : graph_(std::move(graph)),
       kernels_(kernels),
       ops_(ops::select_ops(features)),
+      kv_(kv),
       pool_(threads),
       plan_(make_plan(*graph_, kv, threads)) {
     allocate();
@@ -273,8 +275,12 @@ void Decoder::run(const AttentionPhase& phase, const Chunk& chunk) {
     pool_.run(layout.kv_heads * a.chunks, [&](int64_t unit, int) {
         ops_.attend_chunk(a, unit % layout.kv_heads, 0, chunk.count, unit / layout.kv_heads);
     });
-    for (int64_t t = 0; t < chunk.count; ++t)
-        for (int64_t head = 0; head < phase.heads; ++head) ops_.merge(a, t, head);
+    const int64_t rows = chunk.count * phase.heads;
+    const int64_t block = a.chunks < kMergeAlone ? rows : 1;
+    pool_.run((rows + block - 1) / block, [&](int64_t unit, int) {
+        for (int64_t row = unit * block; row < std::min((unit + 1) * block, rows); ++row)
+            ops_.merge(a, row / phase.heads, row % phase.heads);
+    });
 }
 
 }  // namespace paring

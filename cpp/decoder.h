@@ -33,6 +33,7 @@ public:
 
     const Graph& graph() const { return *graph_; }
     const kernels::KernelRow& kernels() const { return kernels_; }
+    ops::KvType kv() const { return kv_; }
     int threads() const { return pool_.threads(); }
     size_t page_bytes() const { return plan_.page_bytes; }
     size_t buffer_bytes() const { return buffer_bytes_; }
@@ -49,6 +50,7 @@ private:
     std::unique_ptr<const Graph> graph_;
     const kernels::KernelRow& kernels_;
     const ops::OpsRow& ops_;
+    ops::KvType kv_;
     Pool pool_;
     Plan plan_;
     size_t buffer_bytes_ = 0;

@@ -15,7 +15,7 @@ from .graph import Embedding, Graph, Head, Linear, Matrix, Op, Vector
 
 PACKERS = 16  # most threads that pack at once
 
-KvType: TypeAlias = Literal["f32", "f16"]
+KvType: TypeAlias = Literal["auto", "f32", "f16"]
 
 
 def pack(
@@ -23,6 +23,8 @@ def pack(
 ) -> _core.Model:
     """The model that runs `graph` with `threads` threads.
 
+    cache: how keys and values are kept; "auto" is f16 if any matrix is quantized: rounding to
+    int8 hides that to f16, and the cache is read as often as the weights are.
     Raises GraphError when the graph can't run on this machine, or breaks a rule of the format.
     """
     loader = _core.Loader(kernels)
@@ -46,9 +48,14 @@ def pack(
         hidden=model.hidden_size,
         context=model.context,
         caches=model.caches,
-        kv=cache,
+        kv=_kv_type(graph) if cache == "auto" else cache,
         threads=threads,
     )
+
+
+def _kv_type(graph: Graph) -> str:
+    quantized = any(isinstance(t, Matrix) and t.quantized for t in graph.tensors.values())
+    return "f16" if quantized else "f32"
 
 
 def _weights(graph: Graph, use: str) -> set[str]:

@@ -30,7 +30,8 @@ class Engine:
     """A loaded graph. Safe to use from several threads, which take turns at the CPU.
 
     threads: how many to compute with, the calling one included; None = the CPUs this process may
-    use. kernels: "auto" or a row of `info()["rows"]`. cache: how keys and values are kept.
+    use. kernels: "auto" or a row of `info()["rows"]`. cache: keys and values are kept in "f32" or
+    "f16"; "auto" takes f16 when any matrix is quantized.
     Raises GraphError when the graph is not sound or can't run here.
     """
 
@@ -40,7 +41,7 @@ class Engine:
         threads: int | None = None,
         kernels: str = "auto",
         *,
-        cache: KvType = "f32",
+        cache: KvType = "auto",
         progress: Progress | None = None,
     ) -> None:
         began = time.perf_counter()
@@ -49,7 +50,6 @@ class Engine:
         self.vocabulary = graph.model.vocab_size
         self.tokenizer = Tokenizer.of(graph)
         self.end_tokens = frozenset(graph.tokenizer.eos if graph.tokenizer else ())
-        self._cache = cache
         self._model: _core.Model | None = pack(
             graph,
             threads=available_cpus() if threads is None else threads,
@@ -66,7 +66,7 @@ class Engine:
         threads: int | None = None,
         kernels: str = "auto",
         *,
-        cache: KvType = "f32",
+        cache: KvType = "auto",
         progress: Progress | None = None,
     ) -> Engine:
         """The engine for a folder with graph.json, or for the checkpoint folder above it."""
@@ -228,7 +228,7 @@ class Engine:
             "sparsity": 1 - kept / weights,
             "bytes_per_token": sum(matrices[name]["bytes"] for name in reads),
             "cache": {
-                "type": self._cache,
+                "type": core["kv"],
                 "bytes_per_token": core["page_bytes"] // core["page_tokens"],
             },
             "memory": {

@@ -13,7 +13,7 @@
 namespace paring::ops {
 
 constexpr int64_t kPage = 64;     // tokens in a page of the cache
-constexpr int64_t kChunk = 256;   // keys whose softmax is taken together; chunks merge in order
+constexpr int64_t kChunk = 128;   // keys whose softmax is taken together; chunks merge in order
 constexpr int64_t kMaxHeadDim = 512;
 constexpr int64_t kLanes = 16;
 

@@ -75,7 +75,7 @@ def test_quantized_logits_are_those_of_the_plain_interpreter(
     So of single tokens most must agree to float precision, and a sequence roughly. Weight-only
     matrices take 15-bit activations, within 2^-15 of the largest of a group: no such jumps there.
     """
-    engine = Engine.load(export(quantized(name)))
+    engine = Engine.load(export(quantized(name)), cache="f32")
 
     def error(tokens: list[int]) -> float:
         expected = reference_interpreter.logits(engine.graph, tokens)
@@ -125,6 +125,18 @@ def test_rewinding_leaves_no_trace(engine: Engine) -> None:
     state.extend(prompt[150:])
     assert np.array_equal(state.logits, engine.logits(prompt)[-1])
     assert state.rewind(prompt) == len(prompt) - 1  # the last is computed again, for its logits
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a16-g32"])
+def test_quantized_graphs_keep_keys_and_values_in_f16(
+    quantized: Callable[..., Path], name: str
+) -> None:
+    folder = export(quantized(name))
+    half, full = Engine.load(folder), Engine.load(folder, cache="f32")
+    assert (half.info()["cache"]["type"], full.info()["cache"]["type"]) == ("f16", "f32")
+    a, b = half.logits(TOKENS), full.logits(TOKENS)
+    # Of the size of what one activation rounded the other way does.
+    assert 0 < np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(b)
 
 
 def test_info(quantized: Callable[..., Path]) -> None:

@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from paring.engine import Engine
 from paring.engine.detokenize import REPLACEMENT, Detokenizer, StopStrings
 from paring.engine.export import export
-from paring.engine.sampling import Sampler, Sampling
+from paring.engine.sampling import Sampler, Sampling, nucleus
 from paring.engine.tokenizer import Tokenizer
 from paring.errors import GraphError, ParingError
 
@@ -289,6 +289,19 @@ def test_tokens_are_drawn_with_their_chances(how: dict[str, Any], chances: list[
     assert found[expected == 0].sum() == 0
     # 5 standard deviations of a count of 20,000 draws.
     assert np.abs(found - expected).max() <= 5 * np.sqrt(0.25 / 20_000)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 3.0])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.99999])
+def test_a_nucleus_is_that_of_a_full_sort(spread: float, top_p: float) -> None:
+    weights = np.exp(spread * np.random.default_rng(0).standard_normal(3000).round(1))
+    order = np.lexsort((np.arange(len(weights)), -weights))
+    held = np.cumsum(weights[order])
+    expected = order[: int(np.searchsorted(held, top_p * weights.sum())) + 1]
+    found = nucleus(weights, top_p)
+    assert abs(len(found) - len(expected)) <= 1  # the edge of the sum may be rounded either way
+    shorter = min(len(found), len(expected))
+    assert found[:shorter].tolist() == expected[:shorter].tolist()
 
 
 def test_the_seed_decides(engine: Engine) -> None:
