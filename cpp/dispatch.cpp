@@ -28,7 +28,7 @@ constexpr KernelRow kRows[] = {
      quantize_avx2,
      {run_f32_dense_avx2, run_f16_dense_avx2, run_f32_bitmask_avx2, run_i8_dense_avx2, run_i4_dense_avx2,
       run_i8_bitmask_avx2, run_i4_bitmask_avx2, run_i8_block4_avx2, run_i4_block4_avx2},
-     {14.7F, 13.5F, 16.0F, 4.2F, 6.2F, 12.3F, 31.0F, 7.4F, 10.9F}},
+     {15.0F, 15.0F, 17.0F, 4.3F, 6.6F, 12.9F, 33.0F, 7.4F, 11.3F}},
 #endif
 #if defined(PARING_HAVE_AVX512_VNNI) && defined(PARING_HAVE_AVX512)
     {"avx512_vnni",
@@ -37,7 +37,7 @@ constexpr KernelRow kRows[] = {
      {run_f32_dense_avx512, run_f16_dense_avx512, run_f32_bitmask_avx512, run_i8_dense_avx512_vnni,
       run_i4_dense_avx512_vnni, run_i8_bitmask_avx512_vnni, run_i4_bitmask_avx512_vnni, run_i8_block4_avx512_vnni,
       run_i4_block4_avx512_vnni},
-     {8.0F, 7.3F, 15.4F, 1.5F, 1.5F, 10.5F, 24.0F, 2.8F, 3.6F}},
+     {8.5F, 8.0F, 14.0F, 1.7F, 1.6F, 13.8F, 27.0F, 3.3F, 4.2F}},
 #if defined(PARING_HAVE_AVX512_VBMI2)
     {"avx512_vbmi2",
      kRowVnni | kAvx512Vbmi2,
@@ -45,7 +45,7 @@ constexpr KernelRow kRows[] = {
      {run_f32_dense_avx512, run_f16_dense_avx512, run_f32_bitmask_avx512, run_i8_dense_avx512_vnni,
       run_i4_dense_avx512_vnni, run_i8_bitmask_avx512_vbmi2, run_i4_bitmask_avx512_vbmi2, run_i8_block4_avx512_vnni,
       run_i4_block4_avx512_vnni},
-     {8.0F, 7.3F, 15.4F, 1.5F, 1.5F, 2.4F, 3.2F, 2.8F, 3.6F}},
+     {8.5F, 8.0F, 14.0F, 1.7F, 1.6F, 3.4F, 4.1F, 3.3F, 4.2F}},
 #endif
 #endif
 };

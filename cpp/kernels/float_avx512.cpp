@@ -117,11 +117,10 @@ void panels<DenseF32, 2>(const PackedMatrix& w, const Activations& x, int32_t pa
 
 template <class Columns>
 void run(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end, void* scratch) {
-    // One stream at a time while weights come from memory; two panels share each input when many tokens read them.
+    // Two panels at once hide the latency of the fma chains; float panels are long enough for two streams.
     int32_t p = begin;
-    if (x.m > 1)
-        for (; p + 2 <= end; p += 2) panels<Columns, 2>(w, x, p, y, ldy, scratch);
-    for (; p < end; ++p) panels<Columns, 1>(w, x, p, y, ldy, scratch);
+    for (; p + 2 <= end; p += 2) panels<Columns, 2>(w, x, p, y, ldy, scratch);
+    if (p < end) panels<Columns, 1>(w, x, p, y, ldy, scratch);
 }
 
 }  // namespace
