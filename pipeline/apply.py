@@ -99,10 +99,14 @@ class _Run:
             self.exam = Exam.of(recipe.evaluate, self.pared.tokenizer)
 
     def go(self) -> ApplyResult:
+        with quiet_transformers():
+            return self._go()
+
+    def _go(self) -> ApplyResult:
         before = self._measure_base()
         if self.folder and (state := self.folder.load_stage(self.pared.model)):
             self.pared.restore(state)
-        with quiet_transformers(), TemporaryDirectory(prefix="paring-") as temporary:
+        with TemporaryDirectory(prefix="paring-") as temporary:
             for index in range(len(self.stages), len(self.recipe.stages)):
                 name = f"stage-{index}"
                 self._run_stage(

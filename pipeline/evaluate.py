@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def compare_speed(
 
     One sequence, greedy, after a short prompt, on as many threads as torch uses; medians of a few rounds, in which the
     two graphs take turns, and torch's best round, for its threads suffer most from other work on the machine.
-    `work` is an empty folder for the dense graph.
+    `load` is the machine's, per CPU: well above 1, others were at work. `work` is an empty folder for the dense graph.
     """
     base.save_pretrained(work / "base")
     tokenizer.save_pretrained(work / "base")
@@ -127,6 +128,7 @@ def compare_speed(
         "pared": found.speed.decode_median,
         "kernels": found.speed.kernels,
         "machine": found.machine,
+        "load": os.getloadavg()[0] / (os.cpu_count() or 1),
         "threads": threads,
         "prompt": prompt,
         "tokens": tokens,

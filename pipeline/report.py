@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..modifiers.quantization.layer import LayerQuantization
 
 REPORT = "report.json"
+BUSY = 1.5  # load per CPU above which speeds tell little
 PACKAGES = ("paring", "torch", "transformers", "compressed-tensors", "numpy")
 
 
@@ -94,6 +95,8 @@ def summary_table(report: Mapping[str, Any]) -> Table:
         for name, label in (("dense", "dense FP32, same engine"), ("torch", "dense FP32, torch")):
             note = f"{speed['pared'] / speed[name]:.1f} x {label}"
             table.add_row("tokens/s", f"{speed[name]:.1f}", pared, note)
+        if speed["load"] > BUSY:
+            table.caption = "The machine was busy: measure the speed again, with `recipe bench`."
     return table
 
 

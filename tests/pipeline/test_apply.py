@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 from paring import cli
 from paring.errors import RecipeError
 from paring.pipeline import apply, load_model
+from paring.pipeline.report import summary_table
 from paring.pipeline.runfolder import RunFolder
 from paring.recipes import Recipe
 
@@ -244,3 +245,22 @@ evaluate"""
     for run_ in ("whole", "stopped"):
         stored = (tmp_path / run_ / "model.safetensors").read_bytes()
         assert stored == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("load", [0.9, 3.0])
+def test_speeds_of_a_busy_machine_are_marked_as_such(load: float) -> None:
+    report = {
+        "before": {"sparsity": 0.0, "bytes": 400_000_000},
+        "after": {"sparsity": 0.5, "bytes": 100_000_000},
+        "layers": [{"scheme": "W8A8"}, {"scheme": "W8A8"}, {"scheme": "float"}],
+        "speed": {"torch": 20.0, "dense": 25.0, "pared": 100.0, "load": load},
+    }
+    table = summary_table(report)
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert cells == [
+        ("sparsity", "0.0%", "50.0%", "2 layers W8A8, 1 layers float"),
+        ("size", "400.0 MB", "100.0 MB", "4.0 x smaller"),
+        ("tokens/s", "25.0", "100.0", "4.0 x dense FP32, same engine"),
+        ("tokens/s", "20.0", "100.0", "5.0 x dense FP32, torch"),
+    ]
+    assert (table.caption is not None) == (load > 1.5)
