@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -151,6 +152,23 @@ def test_info(quantized: Callable[..., Path]) -> None:
     assert 0.5 < matrix["sparsity"] < 0.7
     assert info["bytes_per_token"] == sum(m["bytes"] for m in info["matrices"].values())
     assert info["memory"]["tables"] == VOCABULARY * 64 * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_file_does_not_stay_in_memory_beside_the_packed_weights(
+    llama: Callable[..., Path],
+) -> None:
+    folder = export(llama(vocab_size=4096, intermediate_size=512))
+    engine = Engine.load(folder)
+    found = re.search(r"graph\.safetensors\n(?:\w+:.*\n)*?Rss: +(\d+) kB", maps())
+    assert found is not None
+    size = (folder / "graph.safetensors").stat().st_size
+    assert int(found[1]) * 1024 <= size // 4
+    assert np.isfinite(engine.logits([4000, 7])).all()  # what is needed comes back
+
+
+def maps() -> str:
+    return Path("/proc/self/smaps").read_text()
 
 
 # --- misuse ------------------------------------------------------------------------------------
