@@ -57,7 +57,8 @@ PackedMatrix pack_matrix(int32_t n, int32_t k, const std::string& dtype, const B
     MatrixSource source{};
     source.n = n;
     source.k = k;
-    source.dtype = named<DType>("dtype", dtype, {{"f32", DType::f32}, {"f16", DType::f16}, {"i8", DType::i8}, {"i4", DType::i4}});
+    source.dtype = named<DType>(
+        "dtype", dtype, {{"f32", DType::f32}, {"f16", DType::f16}, {"i8", DType::i8}, {"i4", DType::i4}});
     source.storage = mask ? Storage::bitmask : Storage::dense;
     source.group = group;
     source.values = values.data();
@@ -66,8 +67,11 @@ PackedMatrix pack_matrix(int32_t n, int32_t k, const std::string& dtype, const B
     source.mask_bytes = mask ? static_cast<size_t>(mask->nbytes()) : 0;
     source.scales = scales ? scales->data() : nullptr;
     source.scales_count = scales ? static_cast<size_t>(scales->size()) : 0;
-    source.mode = named<InputMode>("mode", mode, {{"f32", InputMode::f32}, {"int8_dynamic", InputMode::int8_dynamic},
-                                                  {"int8_static", InputMode::int8_static}, {"int16", InputMode::int16}});
+    source.mode = named<InputMode>("mode", mode,
+                                   {{"f32", InputMode::f32},
+                                    {"int8_dynamic", InputMode::int8_dynamic},
+                                    {"int8_static", InputMode::int8_static},
+                                    {"int16", InputMode::int16}});
     source.input_scale = input_scale;
     source.input_zero_point = zero_point;
     validate(source);
@@ -115,7 +119,8 @@ py::dict quantize(const std::string& name, const PackedMatrix& w, const Floats& 
     if (w.input.mode == InputMode::f32) throw std::invalid_argument("a float matrix has no quantized input");
     const Input input(select_row(name), w, x);
     const Activations& a = input.view;
-    const size_t m = static_cast<size_t>(a.m), padded = static_cast<size_t>(a.padded), groups = static_cast<size_t>(a.groups);
+    const size_t m = static_cast<size_t>(a.m), groups = static_cast<size_t>(a.groups);
+    const size_t padded = static_cast<size_t>(a.padded);
     py::array_t<int32_t> q({m, padded}), planes({m, padded}), sum({m, groups});
     py::array_t<float> scale({m, groups});
     for (size_t t = 0; t < m; ++t)
@@ -135,7 +140,8 @@ py::dict quantize(const std::string& name, const PackedMatrix& w, const Floats& 
 }
 
 // y [m, n + 2 * guard]: the kernel writes the middle n columns, in `parts` slices of panels, last slice first.
-py::array_t<float> linear(const std::string& name, const PackedMatrix& w, const Floats& x, int32_t parts, size_t guard) {
+py::array_t<float> linear(const std::string& name, const PackedMatrix& w, const Floats& x, int32_t parts,
+                          size_t guard) {
     const KernelRow& row = select_row(name);
     const RunFn run = row.run[static_cast<size_t>(w.layout)];
     if (run == nullptr) throw std::invalid_argument("kernels: row '" + name + "' does not run this layout");
@@ -146,8 +152,8 @@ py::array_t<float> linear(const std::string& name, const PackedMatrix& w, const 
     py::array_t<float> y({m, width});
     std::fill_n(y.mutable_data(), m * width, -12345.0F);
     for (int32_t part = parts; part-- > 0;)
-        run(w, input.view, y.mutable_data() + guard, width, split_panels(w, part, parts), split_panels(w, part + 1, parts),
-            scratch.memory.get());
+        run(w, input.view, y.mutable_data() + guard, width, split_panels(w, part, parts),
+            split_panels(w, part + 1, parts), scratch.memory.get());
     return y;
 }
 
@@ -179,8 +185,8 @@ void bind_kernels(py::module_& parent) {
     module.def("rows", &list_rows, "Every kernel row, plainest first, and whether this CPU runs it.");
     module.def("layouts", &row_layouts, py::arg("row"), "Names of the layouts a row runs.");
     module.def("pack", &pack_matrix, py::arg("n"), py::arg("k"), py::arg("dtype"), py::arg("values"),
-               py::arg("mask") = py::none(), py::arg("scales") = py::none(), py::arg("group") = 0, py::arg("mode") = "f32",
-               py::arg("input_scale") = 0.0F, py::arg("zero_point") = 0, py::arg("row") = "auto",
+               py::arg("mask") = py::none(), py::arg("scales") = py::none(), py::arg("group") = 0,
+               py::arg("mode") = "f32", py::arg("input_scale") = 0.0F, py::arg("zero_point") = 0, py::arg("row") = "auto",
                py::arg("layout") = py::none(), "Checks and packs a portable matrix; ValueError says what is wrong.");
     module.def("quantize", &quantize, py::arg("row"), py::arg("matrix"), py::arg("x"),
                "The input as a row quantizes it: q and planes [m, padded k], scale and sum [m, groups].");

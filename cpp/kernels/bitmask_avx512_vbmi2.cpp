@@ -48,6 +48,8 @@ struct MaskedNibbles {
 }  // namespace
 
 PARING_RUN(run_i8_bitmask_avx512_vbmi2) { run<MaskedBytes>(w, x, y, ldy, begin, end, static_cast<uint8_t*>(scratch)); }
-PARING_RUN(run_i4_bitmask_avx512_vbmi2) { run<MaskedNibbles>(w, x, y, ldy, begin, end, static_cast<uint8_t*>(scratch)); }
+PARING_RUN(run_i4_bitmask_avx512_vbmi2) {
+    run<MaskedNibbles>(w, x, y, ldy, begin, end, static_cast<uint8_t*>(scratch));
+}
 
 }  // namespace paring::kernels

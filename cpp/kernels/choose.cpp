@@ -50,7 +50,8 @@ Layout cheapest(const KernelRow& row, const Density& d, std::initializer_list<La
         if (row.run[static_cast<size_t>(layout)] == nullptr) continue;
         const double bytes = bytes_of(layout, d);
         // Bytes count a little even where cycles bind: they crowd the caches and slow the other threads.
-        const double cost = std::max(bytes / kBytesPerCycle, double{row.cycles[static_cast<size_t>(layout)]}) + bytes / 20;
+        const double cycles = double{row.cycles[static_cast<size_t>(layout)]};
+        const double cost = std::max(bytes / kBytesPerCycle, cycles) + bytes / 20;
         if (best != Layout::count && cost >= best_cost) continue;
         best = layout;
         best_cost = cost;

@@ -40,7 +40,8 @@ struct BitmaskF32 {
         const __m256i from = _mm256_cvtepi8_epi32(control);  // negative where nothing is kept
         const __m256 values = _mm256_loadu_ps(reinterpret_cast<const float*>(chunks.at));
         chunks.at += 4 * _mm_popcnt_u32(kept);
-        return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(from, 31)), _mm256_permutevar8x32_ps(values, from));
+        const __m256 pruned = _mm256_castsi256_ps(_mm256_srai_epi32(from, 31));
+        return _mm256_andnot_ps(pruned, _mm256_permutevar8x32_ps(values, from));
     }
     void next(__m256& low, __m256& high) {
         const uint32_t kept = chunks.next();

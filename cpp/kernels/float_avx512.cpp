@@ -96,7 +96,8 @@ void panels(const PackedMatrix& w, const Activations& x, int32_t panel, float* y
     const size_t size = static_cast<size_t>(w.k) * 16;
     for (int p = 0; p < P; ++p) {
         Columns columns = start[p];
-        for (int32_t j = 0; j < w.k; ++j) _mm512_store_ps(decoded + p * size + static_cast<size_t>(j) * 16, columns.next());
+        float* to = decoded + p * size;
+        for (int32_t j = 0; j < w.k; ++j, to += 16) _mm512_store_ps(to, columns.next());
     }
     const auto* bytes = static_cast<const uint8_t*>(scratch);
     const DenseF32 dense[2] = {DenseF32(bytes, 0), DenseF32(bytes + (P - 1) * size * 4, 0)};

@@ -17,11 +17,12 @@ namespace {
 
 void append_header(std::vector<uint8_t>& out, const PackedMatrix& w, const MatrixSource& s, const Tile<int8_t>& tile,
                    int32_t row, int32_t rows) {
+    const auto* from = reinterpret_cast<const char*>(s.scales);
     std::vector<float> scale(static_cast<size_t>(w.scale_groups) * 16, 0.0F);
     for (int32_t r = 0; r < rows; ++r)
         for (int32_t g = 0; g < w.scale_groups; ++g)
-            std::memcpy(&scale[g * 16 + r],
-                        reinterpret_cast<const char*>(s.scales) + 4 * (static_cast<size_t>(row + r) * w.scale_groups + g), 4);
+            // The source may stand at any address.
+            std::memcpy(&scale[g * 16 + r], from + 4 * (static_cast<size_t>(row + r) * w.scale_groups + g), 4);
     append(out, scale.data(), scale.size() * 4);
     int32_t sums[16] = {};
     float weighted[16] = {};
@@ -29,7 +30,8 @@ void append_header(std::vector<uint8_t>& out, const PackedMatrix& w, const Matri
         const size_t span = w.group == 0 ? tile.columns : static_cast<size_t>(w.group);
         for (int32_t g = 0; g < w.groups; ++g) {
             int32_t sum = 0;
-            for (size_t j = g * span; j < tile.columns && j < (g + 1) * span; ++j) sum += tile.value[r * tile.columns + j];
+            const int8_t* value = &tile.value[r * tile.columns];
+            for (size_t j = g * span; j < tile.columns && j < (g + 1) * span; ++j) sum += value[j];
             sums[r] += sum;
             weighted[r] = std::fmaf(static_cast<float>(sum), scale[w.scale_groups == 1 ? r : g * 16 + r], weighted[r]);
         }

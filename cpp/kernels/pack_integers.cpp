@@ -9,7 +9,8 @@ namespace {
 void append_i8_dense(std::vector<uint8_t>& out, const Tile<int8_t>& tile) {
     for (size_t j = 0; j < tile.columns; j += 4)
         for (size_t r = 0; r < 16; ++r)
-            for (size_t i = 0; i < 4; ++i) out.push_back(static_cast<uint8_t>(tile.value[r * tile.columns + j + i] + 128));
+            for (size_t i = 0; i < 4; ++i)
+                out.push_back(static_cast<uint8_t>(tile.value[r * tile.columns + j + i] + 128));
 }
 
 void append_i4_dense(std::vector<uint8_t>& out, const Tile<int8_t>& tile) {

@@ -8,7 +8,8 @@ namespace {
 
 constexpr int32_t kInfinity = 0x7f800000;
 
-__mmask16 lanes(int32_t left) { return left >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << left) - 1); }
+// Lanes 0 .. left - 1 set.
+__mmask16 lanes(int32_t left) { return static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1); }
 
 // Bits of the largest |x|. Bits of magnitudes order like the numbers, with Inf and then NaN on top.
 int32_t largest_bits(const float* x, int32_t count) {

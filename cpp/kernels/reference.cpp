@@ -41,7 +41,8 @@ int32_t dot(const int16_t* x, const int8_t* w, int32_t count) {
     return sum;
 }
 
-float integer_output(const PackedMatrix& w, const Activations& x, int32_t panel, int32_t r, int32_t t, const int8_t* row) {
+float integer_output(const PackedMatrix& w, const Activations& x, int32_t panel, int32_t r, int32_t t,
+                     const int8_t* row) {
     const auto* scale = reinterpret_cast<const float*>(w.data + w.offset[panel]);
     const float* footer = scale + static_cast<size_t>(w.scale_groups) * 16;
     const int16_t* q = x.wide + static_cast<size_t>(t) * x.stride;

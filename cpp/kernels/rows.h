@@ -6,7 +6,8 @@
 namespace paring::kernels {
 
 #define PARING_RUN(name) \
-    void name(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end, void* scratch)
+    void name(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end, \
+              void* scratch)
 
 void quantize_reference(const Activations& out, int32_t begin, int32_t end);
 PARING_RUN(run_integers_reference);

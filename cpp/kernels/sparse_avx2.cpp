@@ -27,7 +27,8 @@ struct MaskedBytes {
     MaskedBytes(const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
         const uint64_t mask = chunks.next();
-        for (int i = 0; i < 4; ++i) piece[i] = place(chunks.at, mask >> (16 * i) & 0xffff, _mm_set1_epi8(static_cast<char>(128)));
+        const __m128i bias = _mm_set1_epi8(static_cast<char>(128));
+        for (int i = 0; i < 4; ++i) piece[i] = place(chunks.at, mask >> (16 * i) & 0xffff, bias);
     }
 };
 
@@ -68,7 +69,8 @@ struct Blocks8 {
         for (int half = 0; half < 2; ++half) {
             const uint32_t kept = mask >> (8 * half) & 255;
             const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunks.at));
-            split(place_blocks(_mm256_xor_si256(values, _mm256_set1_epi8(static_cast<char>(128))), kept), piece + 2 * half);
+            const __m256i bias = _mm256_set1_epi8(static_cast<char>(128));
+            split(place_blocks(_mm256_xor_si256(values, bias), kept), piece + 2 * half);
             chunks.at += 4 * _mm_popcnt_u32(kept);
         }
     }
