@@ -56,7 +56,8 @@ def kept_weights(case: Case, size: int, rng: np.random.Generator) -> np.ndarray:
         return rng.random((size, size)) >= case.sparsity
     keep, window = map(int, case.pattern.split(":"))
     order = rng.random((size, size // window, window)).argsort(axis=2)
-    return (order < keep).reshape(size, size)
+    kept: np.ndarray = (order < keep).reshape(size, size)
+    return kept
 
 
 def nibbles(weights: np.ndarray, kept: np.ndarray) -> np.ndarray:

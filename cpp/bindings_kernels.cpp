@@ -186,8 +186,8 @@ void bind_kernels(py::module_& parent) {
     module.def("layouts", &row_layouts, py::arg("row"), "Names of the layouts a row runs.");
     module.def("pack", &pack_matrix, py::arg("n"), py::arg("k"), py::arg("dtype"), py::arg("values"),
                py::arg("mask") = py::none(), py::arg("scales") = py::none(), py::arg("group") = 0,
-               py::arg("mode") = "f32", py::arg("input_scale") = 0.0F, py::arg("zero_point") = 0, py::arg("row") = "auto",
-               py::arg("layout") = py::none(), "Checks and packs a portable matrix; ValueError says what is wrong.");
+               py::arg("mode") = "f32", py::arg("input_scale") = 0.0F, py::arg("zero_point") = 0,
+               py::arg("row") = "auto", py::arg("layout") = py::none(), "Checks and packs a portable matrix; ValueError says what is wrong.");
     module.def("quantize", &quantize, py::arg("row"), py::arg("matrix"), py::arg("x"),
                "The input as a row quantizes it: q and planes [m, padded k], scale and sum [m, groups].");
     module.def("linear", &linear, py::arg("row"), py::arg("matrix"), py::arg("x"), py::arg("parts") = 1,

@@ -103,7 +103,8 @@ std::vector<double> time_reading(size_t bytes, int threads, int passes) {
 
 void bind_timing(py::module_& module) {
     module.def("time_linear", &time_linear, py::arg("row"), py::arg("matrices"), py::arg("m") = 1,
-               py::arg("threads") = 1, py::arg("passes") = 5, "Seconds of each pass over all matrices (equal in shape and layout).");
+               py::arg("threads") = 1, py::arg("passes") = 5,
+               "Seconds of each pass over all matrices (equal in shape and layout).");
     module.def("time_reading", &time_reading, py::arg("bytes"), py::arg("threads") = 1, py::arg("passes") = 5,
                "Seconds of each pass of reading so many bytes of memory.");
 }
