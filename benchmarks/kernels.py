@@ -65,7 +65,8 @@ def nibbles(weights: np.ndarray, kept: np.ndarray) -> np.ndarray:
     rows = [row[mask] for row, mask in zip(weights, kept, strict=True)]
     even = [np.append(row, np.zeros(len(row) % 2, np.int8)).astype(np.uint8) & 15 for row in rows]
     flat = np.concatenate(even)
-    return flat[0::2] | flat[1::2] << 4
+    packed: np.ndarray = flat[0::2] | flat[1::2] << 4
+    return packed
 
 
 def matrices(case: Case, size: int, megabytes: int) -> list[Any]:
