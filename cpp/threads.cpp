@@ -17,7 +17,13 @@ namespace paring {
 namespace {
 
 constexpr std::size_t kLine = 64;
+using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::milliseconds(1);
+constexpr auto kEager = std::chrono::microseconds(20);  // then a spinning worker lets others run
+constexpr auto kLate = std::chrono::microseconds(50);
+// Jobs until one more worker is tried after a late one, at first and at most; jobs in time until
+// all is forgotten. A token of a small model has 150.
+constexpr int kShortest = 32, kLongest = 2048, kForgiven = 4096;
 constexpr int kMaxThreads = 1024;
 
 std::atomic<uint64_t> forks{0};
@@ -52,30 +58,37 @@ inline void relax() {
 // A worker takes a unit by compare-and-swap, which only succeeds while the job is the same and
 // unfinished; so what it read of the job before that was not being overwritten.
 struct Pool::State {
+    struct alignas(kLine) Worker {
+        std::atomic<bool> asleep{false};
+        std::thread thread;
+    };
+
     alignas(kLine) std::atomic<uint64_t> ticket{0};
     alignas(kLine) std::atomic<int64_t> done{0};
     alignas(kLine) std::atomic<Task> task{nullptr};
     std::atomic<const void*> context{nullptr};
     std::atomic<int64_t> units{0};
-    alignas(kLine) std::atomic<int> asleep{0};
-    std::atomic<bool> stop{false};
+    std::atomic<int> active{0};
+    alignas(kLine) std::atomic<bool> stop{false};
     std::mutex owner;
     std::mutex sleep;
     std::condition_variable wake;
     uint64_t forks_seen = 0;
-    std::vector<std::thread> workers;
+    std::vector<Worker> workers;  // of threads 1, 2, ...
+
+    explicit State(int threads) : workers(static_cast<std::size_t>(threads - 1)) {}
 
     // Takes and runs one unit; false when there is none.
     bool take(int thread) {
         uint64_t seen = ticket.load(std::memory_order_acquire);
         for (;;) {
             const uint32_t left = static_cast<uint32_t>(seen);
-            if (left == 0) return false;
+            if (left == 0 || thread >= active.load(std::memory_order_relaxed)) return false;
             const Task run = task.load(std::memory_order_relaxed);
             const void* with = context.load(std::memory_order_relaxed);
             const int64_t unit = units.load(std::memory_order_relaxed) - left;
             if (ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
-                                               std::memory_order_acquire)) {
+                                             std::memory_order_acquire)) {
                 run(with, unit, thread);
                 done.fetch_add(1, std::memory_order_release);
                 return true;
@@ -83,36 +96,44 @@ struct Pool::State {
         }
     }
 
-    bool idle() const { return static_cast<uint32_t>(ticket.load()) == 0 && !stop.load(); }
+    bool wanted(int thread) const {
+        return stop.load() ||
+               (static_cast<uint32_t>(ticket.load()) != 0 && thread < active.load());
+    }
 
     void work(int thread) {
-        auto since = std::chrono::steady_clock::now();
+        Worker& self = workers[static_cast<std::size_t>(thread - 1)];
+        auto since = Clock::now();
         while (!stop.load(std::memory_order_relaxed)) {
             bool worked = false;
             while (take(thread)) worked = true;
-            const auto now = std::chrono::steady_clock::now();
+            const auto now = Clock::now();
             if (worked) since = now;
             if (now - since < kSpin) {
+                if (now - since > kEager) std::this_thread::yield();
                 for (int i = 0; i < 8; ++i) relax();
                 continue;
             }
             std::unique_lock<std::mutex> lock(sleep);
-            asleep.fetch_add(1);
-            wake.wait(lock, [this] { return !idle(); });
-            asleep.fetch_sub(1);
-            since = std::chrono::steady_clock::now();
+            self.asleep.store(true);
+            wake.wait(lock, [&] { return wanted(thread); });
+            self.asleep.store(false);
+            since = Clock::now();
         }
     }
 
+    // Sequentially consistent: either this sees the sleeper, or the sleeper sees the ticket.
     void rouse() {
-        // Sequentially consistent: either this sees the sleeper, or the sleeper sees the ticket.
-        if (asleep.load() == 0) return;
+        bool asleep = false;
+        for (int i = 0; i + 1 < active.load(std::memory_order_relaxed); ++i)
+            asleep |= workers[static_cast<std::size_t>(i)].asleep.load();
+        if (!asleep) return;
         { std::lock_guard<std::mutex> lock(sleep); }
         wake.notify_all();
     }
 };
 
-Pool::Pool(int threads) : threads_(threads) {
+Pool::Pool(int threads) : threads_(threads), active_(threads) {
     require(threads >= 1 && threads <= kMaxThreads, "threads is " + std::to_string(threads) +
                                                         "; give 1 to " +
                                                         std::to_string(kMaxThreads));
@@ -126,18 +147,19 @@ Pool::~Pool() {
     state_->stop.store(true);
     { std::lock_guard<std::mutex> lock(state_->sleep); }
     state_->wake.notify_all();
-    for (std::thread& worker : state_->workers) worker.join();
+    for (State::Worker& worker : state_->workers)
+        if (worker.thread.joinable()) worker.thread.join();
     delete state_;
 }
 
 void Pool::start() {
-    auto* state = new State;
+    auto* state = new State(threads_);
     state->forks_seen = forks.load(std::memory_order_relaxed);
     state_ = state;
-    state->workers.reserve(static_cast<std::size_t>(threads_ - 1));
     try {
         for (int thread = 1; thread < threads_; ++thread)
-            state->workers.emplace_back([state, thread] { state->work(thread); });
+            state->workers[static_cast<std::size_t>(thread - 1)].thread =
+                std::thread([state, thread] { state->work(thread); });
     } catch (const std::system_error&) {
         // The system allows no more threads; those that started are enough to be right.
     }
@@ -151,23 +173,60 @@ std::unique_lock<std::mutex> Pool::enter() {
     return std::unique_lock<std::mutex>(state_->owner);
 }
 
+// Whether this job is the caller's alone, because the workers were late of late.
+bool Pool::alone() {
+    if (active_ < threads_ && --patience_ <= 0) {
+        ++active_;
+        patience_ = backoff_;
+    }
+    return active_ == 1;
+}
+
+// Every lateness halves the workers and doubles the time until one more is tried again; a long
+// punctual run makes it short again.
+void Pool::judge(bool late) {
+    if (late) {
+        active_ = active_ / 2 > 1 ? active_ / 2 : 1;
+        backoff_ = backoff_ == 0 ? kShortest : backoff_ < kLongest ? 2 * backoff_ : kLongest;
+        patience_ = backoff_;
+        punctual_ = 0;
+    } else if (backoff_ != 0 && ++punctual_ > kForgiven) {
+        backoff_ = 0;
+        patience_ = 0;
+    }
+}
+
 void Pool::fork_join(Task task, const void* context, int64_t units) {
+    if (threads_ == 1 || units <= 1 || alone()) {
+        for (int64_t unit = 0; unit < units; ++unit) task(context, unit, 0);
+        return;
+    }
     State& state = *state_;
+    const auto began = Clock::now();
     state.task.store(task, std::memory_order_relaxed);
     state.context.store(context, std::memory_order_relaxed);
     state.units.store(units, std::memory_order_relaxed);
+    state.active.store(active_, std::memory_order_relaxed);
     state.done.store(0, std::memory_order_relaxed);
     const uint64_t job = (state.ticket.load(std::memory_order_relaxed) >> 32) + 1;
     state.ticket.store(job << 32 | static_cast<uint64_t>(units));
     state.rouse();
     while (state.take(0)) {
     }
-    for (int turns = 0; state.done.load(std::memory_order_acquire) != units; ++turns) {
-        if (turns < 2000)
-            relax();
-        else
+    if (state.done.load(std::memory_order_acquire) == units) return judge(false);
+    const auto finished = Clock::now();
+    // Units are shared out finely, so a worker in time needs much less than the caller did.
+    const auto late = finished + (finished - began) / 2 + kLate;
+    bool too_late = false;
+    while (state.done.load(std::memory_order_acquire) != units) {
+        if (too_late) {
             std::this_thread::yield();
+            continue;
+        }
+        for (int i = 0; i < 8; ++i) relax();
+        too_late = Clock::now() > late;
     }
+    judge(too_late);
 }
 
 }  // namespace paring

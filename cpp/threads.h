@@ -7,8 +7,9 @@
 namespace paring {
 
 // Workers spin for about a millisecond after the last job, then sleep. The calling thread takes
-// part, and a job ends when its units are done: a worker that the system has put aside never holds
-// it up. Units are handed out one by one, so their results must not depend on the thread.
+// part, and units are handed out one by one, so a worker that the system has put aside holds a job
+// up only if it had just taken one. Where that happens (other programs want the CPUs too) the pool
+// uses fewer workers for a while. Results must therefore not depend on which thread runs a unit.
 class Pool {
 public:
     // `threads` counts the calling thread; 1 makes every job run in place.
@@ -27,15 +28,11 @@ public:
     // when all are done. `body` must not throw. Call only under enter().
     template <class Body>
     void run(int64_t units, const Body& body) {
-        if (threads_ == 1 || units <= 1) {
-            for (int64_t unit = 0; unit < units; ++unit) body(unit, 0);
-            return;
-        }
         fork_join(
-                [](const void* context, int64_t unit, int thread) {
-                    (*static_cast<const Body*>(context))(unit, thread);
-                },
-                &body, units);
+            [](const void* context, int64_t unit, int thread) {
+                (*static_cast<const Body*>(context))(unit, thread);
+            },
+            &body, units);
     }
 
 private:
@@ -44,9 +41,17 @@ private:
 
     void start();
     void fork_join(Task task, const void* context, int64_t units);
+    bool alone();
+    void judge(bool late);
 
     int threads_;
     State* state_ = nullptr;
+    // How many threads take part now, how many jobs from now on to try one more, and how many to
+    // wait the next time.
+    int active_;
+    int patience_ = 0;
+    int backoff_ = 0;
+    int punctual_ = 0;
 };
 
 }  // namespace paring
