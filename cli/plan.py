@@ -120,8 +120,9 @@ def bar(row: Row, epochs: float, width: int) -> str:
     for index in range(width):
         left, right = index / width * epochs, (index + 1) / width * epochs
         inside = left < row.end and right > row.start
-        if row.curve and right > row.start:  # what was pruned stays pruned after the end
-            level = max(value for epoch, value in row.curve if epoch <= max(left, row.start))
+        # What was pruned stays pruned after the end.
+        if row.curve and right > row.start and (inside or row.lasting):
+            level = [value for epoch, value in row.curve if epoch <= max(left, row.start)][-1]
             top = max(value for _, value in row.curve)
             cells.append(BLOCKS[min(7, int(level / top * 8))] if top else BLOCKS[0])
         else:

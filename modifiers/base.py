@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import ParingError
+from .schedule import Unit
 
 if TYPE_CHECKING:
     from .blocks import Block
@@ -49,17 +50,21 @@ class Modifier(BaseModel):
     """True: a block computes the same after `on_block` as before; the session checks it."""
     transient: ClassVar[frozenset[str]] = frozenset()
     """Private attributes that `state_dict` leaves out because `on_initialize` makes them again."""
+    timing: ClassVar[frozenset[str]] = frozenset({"start", "end", "update_frequency", "unit"})
+    """The fields that are about time; a one-shot stage, which has none, refuses them."""
 
     targets: list[str] = ["Linear"]
     """Which modules: a class name, a full or trailing part of a name, or `re:` and a regular expression."""
     ignore: list[str] = []
     """Which of the targets to leave alone, in the same forms."""
     start: float = Field(default=0.0, ge=0)
-    """When it starts to act, in epochs of its training stage."""
+    """When it starts to act, in epochs of its training stage (or steps: see `unit`)."""
     end: float | None = Field(default=None, gt=0)
     """When it stops acting, in epochs; not given: at the end of the stage."""
     update_frequency: float | None = Field(default=None, gt=0)
     """Epochs between two updates; not given: every optimizer step."""
+    unit: Unit = "epochs"
+    """What all its times are counted in: epochs, or the stage's optimizer steps."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -72,6 +77,12 @@ class Modifier(BaseModel):
     def _check_window(self) -> Modifier:
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"end ({self.end:g}) must come after start ({self.start:g})")
+        if self.unit == "steps":
+            for name in sorted(self.timing - {"unit"}):
+                value = getattr(self, name)
+                for time in value if isinstance(value, dict) else [value]:
+                    if time is not None and time != int(time):
+                        raise ValueError(f"{name} is in steps, which are whole, got {time:g}")
         return self
 
     @classmethod

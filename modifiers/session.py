@@ -7,7 +7,7 @@ A one-shot stage is `run_oneshot(calibration)`. A training stage is driven by a 
         session.before_step()
         outputs = model(**batch)
         session.loss(outputs.loss, batch, outputs).backward()
-        session.before_optimizer()
+        session.before_optimizer(optimizer)
         optimizer.step(); optimizer.zero_grad()
         session.after_step(optimizer)
     session.finish()
@@ -28,7 +28,7 @@ from . import oneshot
 from .base import Modifier
 from .masks import Masks
 from .quantization.layer import LayerQuantization, attach, detach
-from .schedule import Window
+from .schedule import Window, per_unit, to_step
 from .targets import select
 
 
@@ -63,6 +63,7 @@ class Session:
         self.per_batch: dict[
             str, Any
         ] = {}  # shared between the on_loss hooks of one batch, then cleared
+        self.optimizer: torch.optim.Optimizer | None = None  # while `on_gradients` hooks run
         self.run: Literal["oneshot", "train"] = "oneshot"
         self.step = 0
         self.steps_per_epoch = 0
@@ -102,6 +103,10 @@ class Session:
         if self.run == "oneshot":
             return 1.0
         return self._windows[self._index(modifier)].progress(self.step)
+
+    def reached(self, modifier: Modifier, time: float) -> bool:
+        """Whether the clock is at or after a time, which is in the modifier's `unit`."""
+        return self.step >= to_step(time, per_unit(modifier.unit, self.steps_per_epoch))
 
     def is_active(self, modifier: Modifier) -> bool:
         """Whether the clock is inside the modifier's [start, end)."""
@@ -166,10 +171,7 @@ class Session:
             )
         self.run = "train"
         self.step, self.steps_per_epoch, self.total_steps = 0, steps_per_epoch, total_steps
-        self._windows = [
-            Window.compile(m.start, m.end, m.update_frequency, steps_per_epoch, total_steps)
-            for m in self.modifiers
-        ]
+        self._windows = [self._compile(m) for m in self.modifiers]
         self._phase = ["waiting"] * len(self.modifiers)
         for modifier in self.modifiers:
             self.call(modifier, "on_initialize")
@@ -198,12 +200,17 @@ class Session:
         self.per_batch.clear()
         return loss
 
-    def before_optimizer(self) -> None:
-        """Gradients exist: those of held zeros become zero, then modifiers see them."""
+    def before_optimizer(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Gradients exist: those of held zeros become zero, then modifiers see them.
+
+        The optimizer is needed where a modifier sets its learning rate.
+        """
+        self.optimizer = optimizer
         self.masks.apply_to_gradients(self.model)
         for modifier in self._active():
             if self.call(modifier, "on_gradients"):
                 self._law(modifier, "a gradient", self.masks.gradient_violations(self.model))
+        self.optimizer = None
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer has stepped: hold the zeros in weights and moments, then advance the clock."""
@@ -283,6 +290,17 @@ class Session:
                 f"{self.label(modifier)}{hook and '.' + hook}: {what} of a held zero is not zero in"
                 f" {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
             )
+
+    def _compile(self, modifier: Modifier) -> Window:
+        """The modifier's window in steps. ModelError when it is in steps that the stage does not have."""
+        m = modifier
+        if m.unit == "steps" and max(m.start + 1, m.end or 0) > self.total_steps:
+            raise ModelError(
+                f"{self.label(m)} acts from step {m.start:g} to {m.end or self.total_steps:g}, but the stage has"
+                f" {self.total_steps} steps; shorten its window or train longer"
+            )
+        steps = per_unit(m.unit, self.steps_per_epoch)
+        return Window.compile(m.start, m.end, m.update_frequency, steps, self.total_steps)
 
     def _end(self, index: int) -> None:
         self._phase[index] = "ended"

@@ -129,7 +129,7 @@ class SessionDriver(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.session.before_optimizer()
+        self.session.before_optimizer(kwargs["optimizer"])
         # Here and not in the Trainer, which would count gradients of weights that are held at zero.
         parameters = self.session.model.parameters()
         self.trainer.accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT_NORM)

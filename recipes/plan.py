@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 from ..modifiers.base import Modifier
 from ..modifiers.oneshot import plan as plan_walks
+from ..modifiers.schedule import Unit
 from ..modifiers.session import Session
 from .dump import given_fields
 from .schema import DataConfig, Recipe, Stage, TrainingConfig
@@ -25,12 +27,22 @@ class Row:
     end: float = 0.0
     every: float | None = None
     curve: tuple[tuple[float, float], ...] = ()
-    """(epoch, sparsity) wherever it changes, for modifiers that schedule one."""
+    """(epoch, value) wherever it changes, for modifiers that schedule a sparsity or a learning rate."""
+    unit: Unit = "epochs"
+    """Of `every` and `window`; `start`, `end` and `curve` are in epochs whatever the unit."""
+    window: tuple[float, float | None] | None = None
+    """[start, end) in steps, where the unit is steps; None: the stage's end."""
+    lasting: bool = True
+    """Whether the curve's last value holds after `end`, as a sparsity does."""
 
     @property
     def pace(self) -> str:
         """`every step`, or `0.05 to 0.6 every 0.1 epochs`."""
-        pace = "every step" if self.every is None else f"every {self.every:g} epochs"
+        pace = "every step" if self.every is None else f"every {self.every:g} {self.unit}"
+        if self.window is not None:
+            first, last = self.window
+            until = f"to {last:g}" if last is not None else "on"
+            pace = f"{pace} from step {first:g} {until}"
         if self.curve:
             pace = f"{self.curve[0][1]:g} to {self.curve[-1][1]:g} {pace}"
         return pace
@@ -102,40 +114,77 @@ def _stage(stage: Stage) -> StagePlan:
         return StagePlan(stage.name, stage.run, data[0], walks=tuple(walks))
     training = stage.training
     about = " · ".join([_training(training), *data])
-    rows = tuple(_train_row(modifier, training.epochs) for modifier in stage.modifiers)
+    rows = tuple(_train_row(modifier, stage, training) for modifier in stage.modifiers)
     return StagePlan(stage.name, stage.run, about, rows=rows, epochs=training.epochs)
 
 
-def _train_row(modifier: Modifier, epochs: float) -> Row:
-    end = epochs if modifier.end is None else modifier.end
-    every = modifier.update_frequency
-    curve = _curve(modifier, modifier.start, end, every)
-    settings = _settings(modifier)
-    return Row(modifier.key(), _family(modifier), settings, modifier.start, end, every, curve)
+def _train_row(modifier: Modifier, stage: Stage, training: TrainingConfig) -> Row:
+    steps = modifier.unit == "steps"
+    length, per_unit = training.epochs, 1.0
+    if steps:
+        length = _total_steps(stage, training) or math.inf
+        per_unit = training.epochs / length
+    first, last = modifier.start, length if modifier.end is None else modifier.end
+    if steps and (math.isinf(length) or last > length):
+        # Nobody knows yet where on the axis its steps are: it is told in words, and drawn over the whole stage.
+        first, last, per_unit = 0.0, training.epochs, 1.0
+        curve: tuple[tuple[float, float], ...] = ()
+    else:
+        curve = _curve(modifier, first, last)
+    return Row(
+        modifier.key(),
+        _family(modifier),
+        _settings(modifier),
+        first * per_unit,
+        last * per_unit,
+        modifier.update_frequency,
+        tuple((time * per_unit, value) for time, value in curve),
+        modifier.unit,
+        (modifier.start, modifier.end) if steps else None,
+        hasattr(modifier, "scheduled_sparsity"),
+    )
+
+
+def _total_steps(stage: Stage, training: TrainingConfig) -> int | None:
+    """The steps of a stage as far as its recipe tells: by `max_steps`, or by `samples` if there are so many."""
+    found = [training.max_steps] if training.max_steps else []
+    if stage.data is not None and stage.data.samples:
+        batches = math.ceil(stage.data.samples / training.batch_size)
+        found.append(
+            math.ceil(training.epochs * math.ceil(batches / training.gradient_accumulation))
+        )
+    return min(found, default=None)
 
 
 @dataclass(frozen=True)
 class _Clock:
-    """As much of a session as a schedule asks for: how far through its window a modifier is."""
+    """As much of a session as a schedule asks for: where in its window a modifier is, in the modifier's unit."""
 
-    at: float
+    now: float
+    start: float
+    end: float
+    run: str = "train"
 
     def progress(self, modifier: Modifier) -> float:
-        return self.at
+        return min((self.now - self.start) / (self.end - self.start), 1.0)
+
+    def reached(self, modifier: Modifier, time: float) -> bool:
+        return self.now >= time * (1 - 1e-12)
 
 
-def _curve(
-    modifier: Modifier, start: float, end: float, every: float | None
-) -> tuple[tuple[float, float], ...]:
-    schedule = getattr(modifier, "scheduled_sparsity", None)
+def _curve(modifier: Modifier, start: float, end: float) -> tuple[tuple[float, float], ...]:
+    schedule = getattr(modifier, "scheduled_sparsity", getattr(modifier, "scheduled_rate", None))
     if schedule is None:
         return ()
+    every = modifier.update_frequency
     step = (end - start) / POINTS if every is None else every
     count = int((end - start) / step * (1 + 1e-9))
-    fractions = sorted({min(k * step / (end - start), 1.0) for k in range(count + 1)} | {1.0})
+    times = {min(start + k * step, end) for k in range(count + 1)} | {end}
+    if every is None:
+        milestones = getattr(modifier, "milestones", None) or {}
+        times |= {time for time in milestones if start <= time <= end}
     return tuple(
-        (start + at * (end - start), float(schedule(cast("Session", _Clock(at)))))
-        for at in fractions
+        (now, float(schedule(cast("Session", _Clock(now, start, end))))) for now in sorted(times)
     )
 
 
@@ -168,7 +217,7 @@ def _training(training: TrainingConfig) -> str:
 def _settings(modifier: Modifier) -> str:
     """What the recipe gives a modifier, besides its times: `sparsity 0.5 · ignore lm_head`."""
     given = given_fields(modifier)
-    timing = ("start", "end", "update_frequency")
+    timing = Modifier.timing
     return " · ".join(f"{k} {_shown(v)}" for k, v in given.items() if k not in timing)
 
 

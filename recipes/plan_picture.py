@@ -27,6 +27,7 @@ COLOURS = {
     "smoothing": "#d99a1c",
     "quantization": "#3d6fb4",
     "distillation": "#8e5bb5",
+    "training": "#c2593f",
 }
 OTHER = "#5f6c7b"
 
@@ -114,16 +115,8 @@ def _bar(axes: Axes, row: Row, at: Callable[[float], float], base: float, epochs
         ys = [low + tall * value / top for _, value in row.curve]
         axes.fill_between(xs, low, ys, step="post", color=colour, alpha=0.85, lw=0)
         # Held, no longer pruned: what is zero stays zero after the end.
-        axes.barh(
-            low,
-            at(epochs) - xs[-1],
-            ys[-1] - low,
-            xs[-1],
-            align="edge",
-            color=colour,
-            alpha=0.4,
-            lw=0,
-        )
+        width = at(epochs) - xs[-1] if row.lasting else 0.0
+        axes.barh(low, width, ys[-1] - low, xs[-1], align="edge", color=colour, alpha=0.4, lw=0)
     else:
         space = int(width / 0.062)
         note = textwrap.shorten(note, space, placeholder="…") if space > 8 else ""

@@ -231,18 +231,25 @@ def _modifier_mistakes(stage: Stage, modifier: Modifier) -> Mistakes:
         yield (), f"{name} does not work in a {stage.run} stage; move it to one with run: {kinds}"
         return
     if stage.run == "oneshot":
-        for key in sorted({"start", "end", "update_frequency"} & modifier.model_fields_set):
-            yield (key,), f"{key!r} is in epochs and a one-shot stage has none; remove it"
+        for key in sorted(modifier.timing & modifier.model_fields_set):
+            yield (key,), f"{key!r} is about time and a one-shot stage has none; remove it"
         return
     if stage.training is None:
         return
-    epochs = stage.training.epochs
-    if modifier.start >= epochs:
-        message = f"start is not before the stage ends, got {modifier.start:g}"
-        yield ("start",), f"{message}; it has {epochs:g} epochs"
-    if modifier.end is not None and modifier.end > epochs:
-        message = f"end is after the stage ends, got {modifier.end:g}"
-        yield ("end",), f"{message}; it has {epochs:g} epochs"
+    # How many steps a stage has is known here only if it says so; the session checks it again.
+    steps = modifier.unit == "steps"
+    length = stage.training.max_steps if steps else stage.training.epochs
+    if length is None:
+        return
+    has = f"it has {'at most ' if steps else ''}{length:g} {modifier.unit}"
+    if modifier.start >= length:
+        yield ("start",), f"start is not before the stage ends, got {modifier.start:g}; {has}"
+    if modifier.end is not None and modifier.end > length:
+        yield ("end",), f"end is after the stage ends, got {modifier.end:g}; {has}"
+    if "milestones" in modifier.timing:
+        last = max(getattr(modifier, "milestones", None) or {0.0: 0.0})
+        if last > length:
+            yield ("milestones",), f"milestones go on after the stage ends, got {last:g}; {has}"
 
 
 def name_mistakes(names: Sequence[str | None]) -> Mistakes:

@@ -17,7 +17,7 @@ ONESHOT = [
     and (cls.on_block is not Modifier.on_block or cls.on_update is not Modifier.on_update)
 ]
 TRAIN = [cls for cls in ALL if "train" in cls.stages]
-CANDIDATES: dict[str, Any] = {"sparsity": 0.6, "teacher": "dense"}
+CANDIDATES: dict[str, Any] = {"sparsity": 0.6, "teacher": "dense", "init_lr": 3e-3}
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -50,7 +50,7 @@ def train_step(session: Session, optimizer: torch.optim.Optimizer) -> float:
         loss = session.loss(outputs.loss, data, outputs)
         added += abs(float(loss.detach()) - float(outputs.loss.detach()))
         (loss / 2).backward()
-    session.before_optimizer()
+    session.before_optimizer(optimizer)
     assert not session.masks.gradient_violations(session.model)
     optimizer.step()
     session.after_step(optimizer)

@@ -202,3 +202,23 @@ def test_memory_savers_train_the_same_model(pico: Path, corpus: Path, setting: s
     assert exact == (setting == "gradient_checkpointing")
     losses = [[e["loss"] for e in r.report["stages"][0]["log"]] for r in (plain, saving)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_the_rate_of_a_window_wins_over_the_trainers_scheduler(pico: Path, corpus: Path) -> None:
+    class _Rate(_Watch):
+        def on_step(self, session: Session, optimizer: torch.optim.Optimizer) -> None:
+            self._seen[-1]["after"] = optimizer.param_groups[0]["lr"]
+
+    rate = registry()["LearningRate"](init_lr=2e-3, final_lr=0.0, unit="steps", start=2, end=4)
+    settings = {"epochs": 1.0, "lr_scheduler": "linear"}
+    watch = _Rate()
+    made = recipe(pico, corpus, rate, watch, **settings)
+    log = apply(made, evaluate=False).report["stages"][0]["log"]
+    plain = apply(recipe(pico, corpus, **settings), evaluate=False).report["stages"][0]["log"]
+    theirs = [1e-3 * (6 - step) / 6 for step in range(6)]
+    assert [seen["after"] for seen in watch._seen] == pytest.approx(theirs)  # put back
+    assert [log[2]["learning_rate"], log[3]["learning_rate"]] == pytest.approx([2e-3, 1e-3])
+    for step in (0, 1, 4, 5):
+        assert log[step]["learning_rate"] == plain[step]["learning_rate"]
+    assert [entry["loss"] for entry in log[:3]] == [entry["loss"] for entry in plain[:3]]
+    assert log[3]["loss"] != plain[3]["loss"]

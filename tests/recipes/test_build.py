@@ -124,7 +124,7 @@ stages:
         ("PicoQuantization: {group_size: 1.5}", "got 1.5; write a whole number"),
         (
             "PicoQuantization: {start: 1}",
-            "4:28: 'start' is in epochs and a one-shot stage has none",
+            "4:28: 'start' is about time and a one-shot stage has none",
         ),
         ("PicoTeacher: {}", "4:9: PicoTeacher does not work in a oneshot stage"),
         ("!PicoQuantization {}", "4:9: tag '!PicoQuantization' has no meaning here"),

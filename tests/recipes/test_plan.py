@@ -115,3 +115,38 @@ def test_the_command_writes_the_picture(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
     assert isinstance(run("plan.gif"), RecipeError)
     assert isinstance(run("no/plan.svg"), RecipeError)
+
+
+TIMED = """
+stages:
+  - run: train
+    data: {dataset: x.txt, samples: 40}
+    training: {epochs: 2, batch_size: 4, learning_rate: 1e-4}
+    modifiers:
+      - LearningRate: {init_lr: 0.1, final_lr: 0.0, unit: steps, start: 5, end: 15}
+      - MagnitudePruning: {milestones: {0.5: 0.3, 1: 0.6}}
+      - TrainableParams: {targets: [embed_tokens], end: 1}
+"""
+
+
+def test_steps_milestones_and_rates_are_on_the_timeline() -> None:
+    recipe = Recipe.parse(TIMED)
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+    rate, pruning, frozen = Plan.of(recipe).stages[0].rows
+    assert (rate.start, rate.end) == (0.5, 1.5)  # 10 steps an epoch
+    assert rate.pace == "0.1 to 0 every step from step 5 to 15"
+    assert rate.curve[0] == (0.5, 0.1)
+    assert rate.curve[-1] == (1.5, 0.0)
+    assert not rate.lasting
+    assert pruning.pace == "0 to 0.6 every step"
+    at = dict(pruning.curve)
+    assert (at[0.0], at[0.5], at[1.0], at[2.0]) == (0.0, 0.3, 0.6, 0.6)
+    assert max(value for time, value in pruning.curve if time < 0.5) == 0.0
+    assert (frozen.family, frozen.end, frozen.curve) == ("training", 1, ())
+    assert render(Plan.of(recipe), "svg")
+    unknown = Recipe.parse(TIMED.replace(", samples: 40", ""))
+    row = Plan.of(unknown).stages[0].rows[0]
+    assert (row.start, row.end, row.curve) == (0, 2, ())
+    assert row.pace == "every step from step 5 to 15"
+    with pytest.raises(RecipeError, match="milestones go on after the stage ends, got 3"):
+        Recipe.parse(TIMED.replace("1: 0.6", "3: 0.6"))
