@@ -75,16 +75,11 @@ template <class Columns, int P>
 void tokens(const Columns* start, const PackedMatrix& w, const Activations& x, int32_t panel, float* y, size_t ldy) {
     int32_t t = 0;
     for (; t + kTokens <= x.m; t += kTokens) tile<Columns, P, kTokens>(start, w, x, t, panel, y, ldy);
-    switch (x.m - t) {
-        case 1: return tile<Columns, P, 1>(start, w, x, t, panel, y, ldy);
-        case 2: return tile<Columns, P, 2>(start, w, x, t, panel, y, ldy);
-        case 3: return tile<Columns, P, 3>(start, w, x, t, panel, y, ldy);
-        case 4: return tile<Columns, P, 4>(start, w, x, t, panel, y, ldy);
-        case 5: return tile<Columns, P, 5>(start, w, x, t, panel, y, ldy);
-        case 6: return tile<Columns, P, 6>(start, w, x, t, panel, y, ldy);
-        case 7: return tile<Columns, P, 7>(start, w, x, t, panel, y, ldy);
-        default: return;
-    }
+    if (x.m & 4) tile<Columns, P, 4>(start, w, x, t, panel, y, ldy);
+    t += x.m & 4;
+    if (x.m & 2) tile<Columns, P, 2>(start, w, x, t, panel, y, ldy);
+    t += x.m & 2;
+    if (x.m & 1) tile<Columns, P, 1>(start, w, x, t, panel, y, ldy);
 }
 
 // Decodes `P` panels once when many tokens will read them; dense f32 is read where it lies.
