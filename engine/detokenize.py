@@ -47,7 +47,7 @@ class StopStrings:
     """Passes text on up to the first stop string, holding back what may become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
+        self._stops = tuple(stops)
         self._held = ""
         self.found = False
 

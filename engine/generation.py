@@ -69,6 +69,8 @@ class Generation(Iterator[str]):
     ) -> None:
         if max_tokens < 1:
             raise ParingError(f"max_tokens is {max_tokens}; give at least 1")
+        if "" in stop:
+            raise ParingError("a stop string is empty; every text has one at its start")
         if after is not None and after._engine is not engine:
             raise GraphError("the earlier answer is another engine's")
         self._engine: Engine = engine

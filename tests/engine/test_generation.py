@@ -176,6 +176,7 @@ def test_settings_that_mean_nothing_are_refused(engine: Engine) -> None:
         {"top_p": 0},
         {"top_p": 1.1},
         {"seed": -1},
+        {"stop": ["x", ""]},
     ):
         with pytest.raises(ParingError, match=next(iter(how))):
             engine.generate(PROMPT, **how)  # type: ignore[arg-type]
