@@ -30,6 +30,7 @@ from .masks import Masks
 from .quantization.layer import LayerQuantization, attach, detach
 from .schedule import Window, per_unit, to_step
 from .targets import select
+from .training.trainable_params import TrainableParams
 
 
 class Session:
@@ -108,6 +109,10 @@ class Session:
         """Whether the clock is at or after a time, which is in the modifier's `unit`."""
         return self.step >= to_step(time, per_unit(modifier.unit, self.steps_per_epoch))
 
+    def will_start(self, modifier: Modifier) -> bool:
+        """Whether a training stage reaches the modifier's window."""
+        return self._windows[self._index(modifier)].start < self.total_steps
+
     def is_active(self, modifier: Modifier) -> bool:
         """Whether the clock is inside the modifier's [start, end)."""
         return self._phase[self._index(modifier)] == "active"
@@ -160,11 +165,6 @@ class Session:
     def begin(self, steps_per_epoch: int, total_steps: int) -> None:
         """Start a training stage; the windows are compiled to optimizer steps here."""
         self._allowed("train")
-        if self.quantization:
-            raise ModelError(
-                "a quantized model can't be trained: its weights would leave their integer grid; put the stage with"
-                " Quantization after the training stages"
-            )
         if steps_per_epoch < 1 or total_steps < 1:
             raise ValueError(
                 f"{steps_per_epoch} steps per epoch, {total_steps} in total: both must be >= 1"
@@ -175,6 +175,7 @@ class Session:
         self._phase = ["waiting"] * len(self.modifiers)
         for modifier in self.modifiers:
             self.call(modifier, "on_initialize")
+        self._check_integers()
 
     def before_step(self) -> None:
         """The clock is at optimizer step `self.step`: start, update and end what is due."""
@@ -206,6 +207,8 @@ class Session:
         The optimizer is needed where a modifier sets its learning rate.
         """
         self.optimizer = optimizer
+        for layer in self.quantization.values():  # their weights are integers now, and stay so
+            layer.module.weight.grad = None
         self.masks.apply_to_gradients(self.model)
         for modifier in self._active():
             if self.call(modifier, "on_gradients"):
@@ -301,6 +304,21 @@ class Session:
             )
         steps = per_unit(m.unit, self.steps_per_epoch)
         return Window.compile(m.start, m.end, m.update_frequency, steps, self.total_steps)
+
+    def _check_integers(self) -> None:
+        """Weights quantized by an earlier stage stay as they are: ModelError unless the recipe freezes them."""
+        frozen: set[str] = set()
+        for modifier, window in zip(self.modifiers, self._windows, strict=True):
+            whole = window.start == 0 and window.end >= self.total_steps
+            if isinstance(modifier, TrainableParams) and whole:
+                frozen.update(modifier.frozen_names(self))
+        loose = [name for name in self.quantization if f"{name}.weight" not in frozen]
+        if loose:
+            raise ModelError(
+                f"a quantized weight can't be trained, it would leave its integer grid: {', '.join(loose[:3])}"
+                f"{' and others' if len(loose) > 3 else ''}; put the stage with Quantization after the training stages,"
+                " or Quantization into this one, or freeze these weights for the whole stage with TrainableParams"
+            )
 
     def _end(self, index: int) -> None:
         self._phase[index] = "ended"

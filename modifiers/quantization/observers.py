@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from .layer import EPSILON, INT8, dequantize_weight, quantize_weight
-from .schemes import WeightArgs
+from .layer import EPSILON, INT8, LayerQuantization, dequantize_weight, quantize_weight
+from .schemes import ConfigGroup, WeightArgs
 
 
 class MinMax:
@@ -54,3 +55,28 @@ def _least_error(weight: torch.Tensor, widest: torch.Tensor, bits: int) -> torch
         best = torch.where(better, scale, best)
         least = torch.where(better, total, least)
     return best
+
+
+def round_linear(
+    linear: nn.Linear, scheme: ConfigGroup, scale: torch.Tensor, inputs: MinMax | None
+) -> LayerQuantization:
+    """Put a Linear's weight on the grid of `scale` [out, groups], in place, and say how; a zero stays exactly 0.
+
+    inputs: the observer of its input, where that is static.
+    """
+    weight = linear.weight.detach().float()
+    q = quantize_weight(weight, scale, scheme.weights.num_bits)
+    linear.weight.data.copy_(dequantize_weight(q, scale))
+    activations = scheme.input_activations
+    input_scale, zero_point = inputs.qparams() if inputs else (None, None)
+    return LayerQuantization(
+        module=linear,
+        scheme=scheme.name,
+        weight_bits=scheme.weights.num_bits,
+        group_size=scheme.weights.group_size or 0,
+        scale=scale,
+        input_bits=activations.num_bits if activations else None,
+        input_dynamic=activations.dynamic if activations else True,
+        input_scale=input_scale,
+        input_zero_point=zero_point,
+    )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from torch import nn
 
 from ...errors import ModelError
 from ..base import Modifier
-from .layer import LayerQuantization, attach, dequantize_weight, quantize_weight
-from .observers import MinMax, weight_scale
+from ..blocks import Stream
+from .aware import AwareLinear
+from .layer import attach
+from .observers import MinMax, round_linear, weight_scale
 from .schemes import ConfigGroup, Preset, WeightObserver, preset
 
 if TYPE_CHECKING:
@@ -35,9 +37,15 @@ class Quantization(Modifier):
     W8A8, W4A8: int8 inputs; W8A16, W4A16: inputs stay in floating point. Weights are symmetric per output channel
     (4-bit: per group of inputs); a pruned weight stays exactly 0. `skip` ranks all layers before any is quantized and
     after all modifiers that stand before this one, and writes ranking and choice into the report.
+
+    In a training stage it is quantization-aware training (Jacob et al. 2017, section 3): from `start` on the Linears
+    compute with rounded weights and inputs while training goes on in floating point, gradients passing straight
+    through. Scales follow the weights at each update, static inputs the largest range seen, until `freeze_observer`.
+    At `end` the weights are put on their grid, exactly, and are trained no more.
     """
 
-    stages: ClassVar[frozenset[str]] = frozenset({"oneshot"})
+    timing: ClassVar[frozenset[str]] = Modifier.timing | {"freeze_observer"}
+    transient: ClassVar[frozenset[str]] = frozenset({"_aware"})
 
     scheme: Preset | None = None
     """The scheme of all targets; W8A8 unless config_groups are given."""
@@ -52,6 +60,10 @@ class Quantization(Modifier):
     skip: Skip | None = None
     """Layers to leave in floating point, chosen by measuring."""
 
+    freeze_observer: float | None = Field(default=None, ge=0)
+    """In training: when scales stop following weights and inputs; not given: at `end`."""
+
+    _aware: dict[str, AwareLinear] = PrivateAttr(default_factory=dict)
     _ranges: dict[str, list[float]] = PrivateAttr(default_factory=dict)
     _skipped: list[str] | None = PrivateAttr(default=None)
 
@@ -63,6 +75,72 @@ class Quantization(Modifier):
                 "dynamic, group_size and observer belong to scheme; config_groups have their own"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_freeze(self) -> Quantization:
+        freeze = self.freeze_observer
+        if freeze is not None and not self.start < freeze <= (self.end or freeze):
+            raise ValueError(f"freeze_observer ({freeze:g}) must lie between start and end")
+        return self
+
+    def on_initialize(self, session: Session) -> None:
+        if session.run == "oneshot":
+            return
+        if self.skip is not None:
+            raise ModelError(
+                f"{session.label(self)}: skip measures layers in a one-shot stage; in training name them in `ignore`"
+            )
+        if not session.will_start(self):
+            raise ModelError(
+                f"{session.label(self)} starts at {self.unit} {self.start:g}, which the stage does not reach; start it"
+                " earlier or train longer"
+            )
+        self._aware.clear()
+        blocks = Stream(session.model, None)
+        for index in range(len(blocks.blocks)):
+            for name, scheme in self._schemes(session, blocks.block(index)).items():
+                linear = session.model.get_submodule(name)
+                assert isinstance(linear, nn.Linear)
+                self._aware[name] = AwareLinear(name, linear, scheme)
+        if not self._aware:
+            raise ModelError(f"{session.label(self)}: its targets mean no Linear in the blocks")
+
+    def on_start(self, session: Session) -> None:
+        for aware in self._aware.values():
+            aware.observe_weight()
+            aware.attach()
+
+    def on_update(self, session: Session) -> None:
+        frozen = self.freeze_observer is not None and session.reached(self, self.freeze_observer)
+        for aware in self._aware.values():
+            aware.observing = not frozen
+            if not frozen:
+                aware.observe_weight()
+
+    def on_end(self, session: Session) -> None:
+        frozen = self.freeze_observer is not None and session.reached(self, self.freeze_observer)
+        counts: dict[str, int] = {}
+        for name, aware in self._aware.items():
+            if not frozen:
+                aware.observe_weight()
+            aware.detach()
+            session.quantization[name] = layer = aware.integers()
+            attach(layer)
+            counts[layer.scheme] = counts.get(layer.scheme, 0) + 1
+        session.section(self)["layers"] = counts
+        self._aware.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "aware": {name: aware.state_dict() for name, aware in self._aware.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({name: value for name, value in state.items() if name != "aware"})
+        self._aware = {name: self._aware[name] for name in state["aware"]}  # none after the end
+        for name, saved in state["aware"].items():
+            self._aware[name].load_state_dict(saved)
 
     @property
     def needs_pass(self) -> bool:
@@ -86,7 +164,9 @@ class Quantization(Modifier):
         for name, scheme in schemes.items():
             linear = session.model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            session.quantization[name] = _quantize(name, linear, scheme, static.get(name))
+            size = scheme.group_size_for(name, linear.weight.shape[1])
+            scale = weight_scale(linear.weight.detach().float(), size, scheme.weights)
+            session.quantization[name] = round_linear(linear, scheme, scale, static.get(name))
             attach(session.quantization[name])
         counts = session.section(self).setdefault("layers", {})
         for scheme in schemes.values():
@@ -134,27 +214,3 @@ class Quantization(Modifier):
             name: self._ranges[name][1] - self._ranges[name][0] for name in ranking
         }
         return self._skipped
-
-
-def _quantize(
-    name: str, linear: nn.Linear, scheme: ConfigGroup, inputs: MinMax | None
-) -> LayerQuantization:
-    """Put the weight on its grid and say how."""
-    weight = linear.weight.detach().float()
-    group_size = scheme.group_size_for(name, weight.shape[1])
-    scale = weight_scale(weight, group_size, scheme.weights)
-    q = quantize_weight(weight, scale, scheme.weights.num_bits)
-    linear.weight.data.copy_(dequantize_weight(q, scale))
-    activations = scheme.input_activations
-    input_scale, zero_point = inputs.qparams() if inputs else (None, None)
-    return LayerQuantization(
-        module=linear,
-        scheme=scheme.name,
-        weight_bits=scheme.weights.num_bits,
-        group_size=group_size,
-        scale=scale,
-        input_bits=activations.num_bits if activations else None,
-        input_dynamic=activations.dynamic if activations else True,
-        input_scale=input_scale,
-        input_zero_point=zero_point,
-    )

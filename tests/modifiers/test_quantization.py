@@ -14,6 +14,7 @@ from paring.modifiers.quantization.layer import fake_quantize_dynamic, fake_quan
 from paring.modifiers.quantization.observers import MinMax, weight_scale
 from paring.modifiers.quantization.quantization import Quantization
 from paring.modifiers.quantization.schemes import WeightArgs
+from paring.modifiers.training.trainable_params import TrainableParams
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -211,3 +212,131 @@ def test_a_quantized_model_is_not_trained(pico, calibration):
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValidationError):
         Quantization(**settings)
+
+
+def batch(step: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(0, 128, (2, 8), generator=torch.Generator().manual_seed(step))
+    return {"input_ids": ids, "labels": ids}
+
+
+def steps(session: Session, optimizer: torch.optim.Optimizer, count: int) -> None:
+    for _ in range(count):
+        session.before_step()
+        data = batch(session.step)
+        outputs = session.model(**data)
+        session.loss(outputs.loss, data, outputs).backward()
+        session.before_optimizer(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        session.after_step(optimizer)
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A16"])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_an_aware_linear_computes_integers_and_gradients_pass(pico, scheme, dynamic):
+    model = pico()
+    session = Session(model, [Quantization(scheme=scheme, dynamic=dynamic, group_size=16)])
+    session.begin(1, 1)
+    session.before_step()
+    linear = model.get_submodule(UP)
+    x = torch.randn(3, 32, requires_grad=True)
+    y = linear(x)
+    bits = int(scheme[1])
+    weight = linear.weight.detach()
+    groups = weight.reshape(64, -1, 16)
+    scale = groups.abs().amax(dim=2, keepdim=True) / ((2**bits - 1) / 2)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    rounded = ((groups / scale).round().clamp(low, high) * scale).reshape(64, 32)
+    value = x.detach()
+    if scheme == "W8A8" and dynamic:
+        value = fake_quantize_dynamic(value)
+    elif scheme == "W8A8":
+        observer = MinMax()
+        observer.add(value)
+        value = fake_quantize_static(value, *observer.qparams())
+    assert torch.equal(y, value @ rounded.T)
+    y.sum().backward()
+    assert torch.allclose(x.grad, rounded.sum(dim=0).expand(3, 32), atol=1e-5)
+    assert torch.allclose(linear.weight.grad, value.sum(dim=0).expand(64, 32), atol=1e-5)
+    assert torch.equal(linear.weight, weight)  # itself it stays in floating point
+
+
+def test_aware_training_ends_on_the_grid_and_computes_the_same(pico):
+    model = pico()
+    modifiers = [MagnitudePruning(sparsity=0.5, ignore=["lm_head"]), Quantization(end=2.0)]
+    session = Session(model, modifiers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    session.begin(2, 6)
+    steps(session, optimizer, 3)
+    assert not session.quantization
+    linear = model.get_submodule(UP)
+    x = torch.randn(3, 32)
+    steps(session, optimizer, 1)
+    session.modifiers[1].on_update(session)  # the scales of the weights as they are now
+    with torch.no_grad():
+        before = linear(x)
+    steps(session, optimizer, 1)
+    layer, weight = session.quantization[UP], linear.weight.detach().clone()
+    with torch.no_grad():
+        assert torch.equal(linear(x), before)
+    assert layer.scheme == "W8A8"
+    steps(session, optimizer, 1)  # after its end: integers are trained no more, other weights are
+    session.finish()
+    assert torch.equal(linear.weight, weight)
+    q = layer.quantized_weight
+    assert torch.equal(q * layer.scale, weight)
+    assert len(session.quantization) == 14
+    for name, mask in session.masks.items():
+        assert (~mask).any()
+        integers = session.quantization[name.removesuffix(".weight")].quantized_weight
+        assert (integers[~mask] == 0).all()
+    assert session.report["Quantization"]["layers"] == {"W8A8": 14}
+
+
+def test_a_frozen_observer_keeps_its_scales(pico):
+    model = pico()
+    modifier = Quantization(dynamic=False, freeze_observer=1.0)
+    session = Session(model, [modifier])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    session.begin(2, 4)
+    steps(session, optimizer, 1)
+    first = modifier._aware[UP].scale
+    steps(session, optimizer, 1)
+    aware = modifier._aware[UP]
+    scale, inputs = aware.scale, (aware.inputs.low, aware.inputs.high)
+    assert not torch.equal(scale, first)
+    steps(session, optimizer, 2)
+    session.finish()
+    layer = session.quantization[UP]
+    assert torch.equal(layer.scale, scale)
+    assert (aware.inputs.low, aware.inputs.high) == inputs
+    assert torch.equal(layer.input_scale, aware.inputs.qparams()[0])
+    assert inputs[0] < 0 < inputs[1]
+
+
+def test_aware_training_that_can_not_work_is_an_error(pico):
+    with pytest.raises(ModelError, match="skip measures layers in a one-shot stage"):
+        Session(pico(), [Quantization(skip={"by": "input_range", "top": 1})]).begin(1, 1)
+    with pytest.raises(ModelError, match="which the stage does not reach"):
+        Session(pico(), [Quantization(start=2.0)]).begin(1, 1)
+    with pytest.raises(ValidationError, match="between start and end"):
+        Quantization(start=1.0, freeze_observer=0.5)
+
+
+def test_quantized_weights_are_carried_through_training_only_frozen(pico, calibration):
+    model = pico()
+    session = Session(model, [Quantization()])
+    session.run_oneshot(calibration)
+    frozen = TrainableParams(targets=["Linear"], ignore=["lm_head"])
+    for window in ({"end": 1.0}, {"start": 1.0}):
+        late = frozen.model_copy(update=window)
+        with pytest.raises(ModelError, match="can't be trained"):
+            Session(model, [late], quantization=session.quantization).begin(1, 2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    session = Session(model, [frozen], quantization=session.quantization)
+    session.begin(1, 2)
+    steps(session, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5), 2)
+    session.finish()
+    for name, parameter in model.named_parameters():
+        quantized = name.removesuffix(".weight") in session.quantization
+        assert torch.equal(parameter, before[name]) == quantized

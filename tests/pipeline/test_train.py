@@ -222,3 +222,27 @@ def test_the_rate_of_a_window_wins_over_the_trainers_scheduler(pico: Path, corpu
         assert log[step]["learning_rate"] == plain[step]["learning_rate"]
     assert [entry["loss"] for entry in log[:3]] == [entry["loss"] for entry in plain[:3]]
     assert log[3]["loss"] != plain[3]["loss"]
+
+
+def test_quantization_aware_training_is_exported_and_resumes_bit_for_bit(
+    pico: Path, corpus: Path, tmp_path: Path
+) -> None:
+    def go(output: Path, kill_at: int | None) -> ApplyResult:
+        watch = _Watch()
+        watch._kill_at = kill_at
+        kind = registry()["Quantization"]
+        aware = kind(dynamic=False, start=0.5, freeze_observer=1.0, ignore=["lm_head"])
+        modifiers = [gradual(end=0.5), aware, watch]
+        made = recipe(pico, corpus, *modifiers, epochs=2.0, save_steps=5)
+        return apply(made, output=output, evaluate=False, verify=True)
+
+    whole = go(tmp_path / "whole", None)
+    with pytest.raises(Killed):
+        go(tmp_path / "killed", 8)
+    resumed = go(tmp_path / "killed", None)
+    assert whole.output is not None
+    for file in ("model.safetensors", "pruning_masks.npz", "graph/graph.safetensors"):
+        assert (tmp_path / "killed" / file).read_bytes() == (whole.output / file).read_bytes()
+    schemes = {entry["scheme"] for entry in resumed.report["layers"]}
+    assert schemes == {"W8A8"}
+    assert resumed.report["after"]["sparsity"] == pytest.approx(0.6, abs=1e-3)
