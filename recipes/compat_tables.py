@@ -33,6 +33,8 @@ DROPPED = {
     "num_calibration_samples": "the stage's data says how much",
     "calibration_function": "",
     "distill_output_keys": "it is the logits",
+    "num_grads": "decay says how long a gradient counts",
+    "damp": "dampening_frac is a fraction of the Fisher's mean",
     "log_types": "",
     "constant_logging": "",
     "offload_hessians": "",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from pydantic import Field, PrivateAttr, model_validator
 
+from ...errors import ModelError
 from ..base import Modifier
 from ..mask_structure import MaskStructure, MaskStructureName
 from ..schedule import Milestones, Scheduler, ramp, stepped
@@ -107,7 +108,13 @@ class _GradualPruning(Modifier):
         self._prune(session, self.scheduled_sparsity(session))
 
     def on_end(self, session: Session) -> None:
-        self._prune(session, self._ends()[1])
+        last = self._ends()[1]
+        self._prune(session, last)
+        if self._applied != last:
+            raise ModelError(
+                f"{session.label(self)} reached its end without a gradient of every target; are they frozen or unused?"
+                " Put those in `ignore`"
+            )
 
     def _prune(self, session: Session, sparsity: float) -> None:
         if sparsity == self._applied:  # the masks are held: choosing again would give the same ones
