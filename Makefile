@@ -1,4 +1,4 @@
-# make demo    pare a real model down by a recipe, then chat with the result
+# make demo    pare a real model down by a recipe, then generate with the result
 # make test    ruff, mypy and the tests
 # Both make .venv first, with all that is needed. Other Python: make demo PYTHON=python3.12
 
@@ -16,7 +16,7 @@ DEMO := out/smollm2-sparse50-w8a8
 # A finished run is not repeated: `recipe apply` shows what it found.
 demo: build
 	$(BIN)/recipe apply recipes/library/smollm2-sparse50-w8a8.yaml --output $(DEMO)
-	$(BIN)/recipe generate $(DEMO) "Explain in three sentences why bees dance."
+	$(BIN)/recipe generate $(DEMO) "In Python, a class is" --max-tokens 64 --temperature 0.6 --top-p 0.9 --seed 7
 
 test: build lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
