@@ -17,13 +17,12 @@ namespace paring {
 namespace {
 
 constexpr std::size_t kLine = 64;
-using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::milliseconds(1);
 constexpr auto kEager = std::chrono::microseconds(20);  // then a spinning worker lets others run
 constexpr auto kLate = std::chrono::microseconds(50);
-// Jobs until one more worker is tried after a late one, at first and at most; jobs in time until
-// all is forgotten. A token of a small model has 150.
-constexpr int kShortest = 32, kLongest = 2048, kForgiven = 4096;
+constexpr auto kLeast = std::chrono::milliseconds(1);  // of time lost before workers rest
+constexpr auto kShortest = std::chrono::milliseconds(5), kLongest = std::chrono::milliseconds(160);
+constexpr auto kWindow = std::chrono::milliseconds(20);
 constexpr int kMaxThreads = 1024;
 
 std::atomic<uint64_t> forks{0};
@@ -173,26 +172,30 @@ std::unique_lock<std::mutex> Pool::enter() {
     return std::unique_lock<std::mutex>(state_->owner);
 }
 
-// Whether this job is the caller's alone, because the workers were late of late.
+// Whether this job is the caller's alone, because the workers cost more than they gave of late.
 bool Pool::alone() {
-    if (active_ < threads_ && --patience_ <= 0) {
+    if (active_ < threads_ && Clock::now() >= resting_until_) {
         ++active_;
-        patience_ = backoff_;
+        resting_until_ = Clock::now() + rest_;
     }
     return active_ == 1;
 }
 
-// Every lateness halves the workers and doubles the time until one more is tried again; a long
-// punctual run makes it short again.
-void Pool::judge(bool late) {
-    if (late) {
+// Weighs the time lost in waiting for late workers against all the time of jobs, over the last some
+// milliseconds. When a third is lost, half the workers rest, each time for longer; a rare late
+// worker on a quiet machine changes nothing.
+void Pool::weigh(Clock::duration spent, Clock::duration lost) {
+    spent_ += spent;
+    lost_ += lost;
+    if (lost_ > kLeast && 3 * lost_ > spent_) {
         active_ = active_ / 2 > 1 ? active_ / 2 : 1;
-        backoff_ = backoff_ == 0 ? kShortest : backoff_ < kLongest ? 2 * backoff_ : kLongest;
-        patience_ = backoff_;
-        punctual_ = 0;
-    } else if (backoff_ != 0 && ++punctual_ > kForgiven) {
-        backoff_ = 0;
-        patience_ = 0;
+        rest_ = rest_ == rest_.zero() ? kShortest : rest_ < kLongest ? 2 * rest_ : kLongest;
+        resting_until_ = Clock::now() + rest_;
+        spent_ = lost_ = Clock::duration::zero();
+    } else if (spent_ > kWindow) {
+        rest_ = rest_ > kShortest ? rest_ / 2 : Clock::duration::zero();
+        spent_ /= 2;
+        lost_ /= 2;
     }
 }
 
@@ -213,20 +216,18 @@ void Pool::fork_join(Task task, const void* context, int64_t units) {
     state.rouse();
     while (state.take(0)) {
     }
-    if (state.done.load(std::memory_order_acquire) == units) return judge(false);
     const auto finished = Clock::now();
     // Units are shared out finely, so a worker in time needs much less than the caller did.
     const auto late = finished + (finished - began) / 2 + kLate;
-    bool too_late = false;
+    auto now = finished;
     while (state.done.load(std::memory_order_acquire) != units) {
-        if (too_late) {
+        if (now > late)
             std::this_thread::yield();
-            continue;
-        }
-        for (int i = 0; i < 8; ++i) relax();
-        too_late = Clock::now() > late;
+        else
+            for (int i = 0; i < 8; ++i) relax();
+        now = Clock::now();
     }
-    judge(too_late);
+    weigh(now - began, now > late ? now - late : Clock::duration::zero());
 }
 
 }  // namespace paring

@@ -1,6 +1,7 @@
 // A pool of persistent threads for fork-joins of a few microseconds.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 
@@ -37,21 +38,20 @@ public:
 
 private:
     struct State;
+    using Clock = std::chrono::steady_clock;
     using Task = void (*)(const void* context, int64_t unit, int thread);
 
     void start();
     void fork_join(Task task, const void* context, int64_t units);
     bool alone();
-    void judge(bool late);
+    void weigh(Clock::duration spent, Clock::duration lost);
 
     int threads_;
     State* state_ = nullptr;
-    // How many threads take part now, how many jobs from now on to try one more, and how many to
-    // wait the next time.
-    int active_;
-    int patience_ = 0;
-    int backoff_ = 0;
-    int punctual_ = 0;
+    int active_;  // threads that take part now, the caller included
+    Clock::time_point resting_until_;
+    Clock::duration rest_{};            // the last one's length
+    Clock::duration spent_{}, lost_{};  // lately
 };
 
 }  // namespace paring
