@@ -178,8 +178,8 @@ def test_engine_runs_pruned_floats(
     expected = logits(graph, TOKENS)
     with Engine(graph, threads=1) as engine:
         difference = np.abs(engine.logits(TOKENS) - expected).max()
-    # An input of the int8 head may round the other way; that is one step of 1 / 127.
-    assert difference <= (1e-2 if head == "int8" else 1e-5) * np.abs(expected).max()
+    # With an int8 head keys and values are kept in f16, and the head's inputs have 15 bits.
+    assert difference <= (1e-3 if head == "int8" else 1e-5) * np.abs(expected).max()
 
 
 def test_sharded_checkpoint(llama: Callable[..., Path]) -> None:
