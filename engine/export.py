@@ -33,9 +33,10 @@ def export(
     """Write the graph of a Hugging Face folder to `output` (default: its `graph`); returns that.
 
     Pruned weights (of `pruning_masks.npz`, else those that are 0) are left out where a bitmask is
-    smaller. `head` stores the logits matrix as it is, in float16, or in int8 per row (weight-only:
-    rounding the last activations to int8 as well costs 1 % of perplexity); the embedding rows stay. `provenance` is kept in the graph (JSON values). Raises
-    GraphError when the engine could not compute exactly what the checkpoint means.
+    smaller. `head` stores the logits matrix as it is, in float16, or in int8 per row; int8 is
+    weight-only, because rounding the last activations as well costs 1 % of perplexity. The
+    embedding rows stay. `provenance` is kept in the graph (JSON values). Raises GraphError when the
+    engine could not compute exactly what the checkpoint means.
     """
     source = Checkpoint.open(checkpoint)
     weights = Weights(source)
