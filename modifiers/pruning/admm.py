@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from ..hessian import Gram
-from .calibrated import _CalibratedPruning
+from .calibrated import Layer, _CalibratedPruning
 
 
 class ADMMPruning(_CalibratedPruning):
@@ -30,8 +30,7 @@ class ADMMPruning(_CalibratedPruning):
     def prune(
         self,
         gram: Gram,
-        weights: list[torch.Tensor],
-        kept: list[torch.Tensor],
+        layers: list[Layer],
         notes: dict[str, Any],
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         norms = gram.matrix.diagonal().sqrt()
@@ -40,29 +39,27 @@ class ADMMPruning(_CalibratedPruning):
         a = gram.matrix / torch.outer(norms, norms)
         a.diagonal().add_(self.dampening_frac * float(a.diagonal().mean()))
         inverse = torch.linalg.inv(a + self.rho * torch.eye(len(a), device=a.device))
-        return [
-            self._solve(weight, alive & ~dead, norms, a, inverse)
-            for weight, alive in zip(weights, kept, strict=True)
-        ]
+        return [self._solve(layer, dead, norms, a, inverse) for layer in layers]
 
     def _solve(
         self,
-        weight: torch.Tensor,
-        alive: torch.Tensor,
+        layer: Layer,
+        dead: torch.Tensor,
         norms: torch.Tensor,
         a: torch.Tensor,
         inverse: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """weight [out, in]; a and inverse are symmetric, so rows stay rows: W' A instead of A W'."""
-        w = weight * norms
+        """a and inverse are symmetric, so rows stay rows: W' A instead of A W'."""
+        w = layer.weight * norms
+        alive = layer.kept & ~dead
         target = w @ a
         u = torch.zeros_like(w)
         mask = alive
         for step in range(self.iterations):
             if step < self.ramp_iterations:
-                sparsity = self.target_sparsity * (1 - (1 - (step + 1) / self.ramp_iterations) ** 3)
+                sparsity = layer.sparsity * (1 - (1 - (step + 1) / self.ramp_iterations) ** 3)
                 scores = (w + u).abs_().masked_fill_(~alive, -1.0)
-                mask = self.structure.mask(scores, sparsity) & alive
+                mask = layer.structure.mask(scores, sparsity) & alive
             z = (w + u).masked_fill_(~mask, 0)
             u = u + w - z
             w = (target + self.rho * (z - u)) @ inverse

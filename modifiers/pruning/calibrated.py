@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from ..base import Modifier
 from ..hessian import Gram
@@ -14,6 +16,18 @@ from ..mask_structure import MaskStructure, MaskStructureName
 if TYPE_CHECKING:
     from ..blocks import Block
     from ..session import Session
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One Linear to prune: weight f32 [out, in], not to be changed, and what is to become of it."""
+
+    name: str
+    weight: torch.Tensor
+    kept: torch.Tensor
+    """bool [out, in]: False where a weight is zero and must stay so."""
+    structure: MaskStructure
+    sparsity: float
 
 
 class _CalibratedPruning(Modifier):
@@ -53,13 +67,11 @@ class _CalibratedPruning(Modifier):
     def prune(
         self,
         gram: Gram,
-        weights: list[torch.Tensor],
-        kept: list[torch.Tensor],
+        layers: list[Layer],
         notes: dict[str, Any],
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Prune Linears that share one input.
+        """Prune Linears that share one input, of which `gram` is X^T X.
 
-        weights: f32 [out, in] each, not to be changed; kept: bool, False where a weight is zero and must stay so.
         Returns each new weight f32 [out, in] with its mask (True = kept). `notes` goes into the report.
         """
         raise NotImplementedError
@@ -70,19 +82,15 @@ class _CalibratedPruning(Modifier):
             self.structure.check(name, tuple(linear.weight.shape))
         groups = [(names, Gram()) for names in block.shared_inputs(linears)]
         block.run({names[0]: gram.add for names, gram in groups})
-        layers = session.section(self).setdefault("layers", {})
+        found = session.section(self).setdefault("layers", {})
         lost = []
         for names, gram in groups:
-            weights = [linears[name].weight.detach().float() for name in names]
-            kept = [weight != 0 for weight in weights]
-            for index, name in enumerate(names):
-                held = session.masks.get(f"{name}.weight")
-                if held is not None:  # a kept weight may be zero by chance
-                    kept[index] = held.to(weights[index].device)
+            tasks = [self._task(session, name, linears[name]) for name in names]
             notes: dict[str, Any] = {}
-            results = self.prune(gram, weights, kept, notes)
-            for name, before, (after, mask), old in zip(names, weights, results, kept, strict=True):
-                mask = mask & old
+            results = self.prune(gram, tasks, notes)
+            for task, (after, mask) in zip(tasks, results, strict=True):
+                name, before = task.name, task.weight
+                mask = mask & task.kept
                 after = after.masked_fill(~mask, 0)
                 error = gram.relative_error(
                     before, after
@@ -90,7 +98,17 @@ class _CalibratedPruning(Modifier):
                 linears[name].weight.data.copy_(after)
                 session.masks.hold(f"{name}.weight", mask)
                 sparsity = 1 - int(mask.sum()) / mask.numel()
-                layers[name] = {"sparsity": sparsity, "error": error, **notes}
+                found[name] = {"sparsity": sparsity, "error": error, **notes}
                 lost.append(error)
         if lost:
             session.block_note = f"error {sum(lost) / len(lost):.3g}"
+
+    def _task(self, session: Session, name: str, linear: nn.Linear) -> Layer:
+        weight = linear.weight.detach().float()
+        held = session.masks.get(f"{name}.weight")
+        # a held mask before the zeros themselves: a kept weight may be zero by chance
+        return self.layer(name, weight, weight != 0 if held is None else held.to(weight.device))
+
+    def layer(self, name: str, weight: torch.Tensor, kept: torch.Tensor) -> Layer:
+        """What this modifier's settings ask of one Linear."""
+        return Layer(name, weight, kept, self.structure, self.target_sparsity)

@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 
 from ..hessian import Gram, inverse_factor
-from ..mask_structure import MaskStructure
-from .calibrated import _CalibratedPruning
+from .calibrated import Layer, _CalibratedPruning
 
 
 class SparseGPT(_CalibratedPruning):
@@ -29,25 +28,22 @@ class SparseGPT(_CalibratedPruning):
     def prune(
         self,
         gram: Gram,
-        weights: list[torch.Tensor],
-        kept: list[torch.Tensor],
+        layers: list[Layer],
         notes: dict[str, Any],
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         factor = inverse_factor(gram.hessian, self.dampening_frac)
         if factor.double:
             notes["cholesky"] = f"fp32 failed; fp64 with dampening_frac {factor.dampening:g}"
-        rows = [weight.shape[0] for weight in weights]
-        alive = torch.cat(kept) & ~factor.dead
+        alive = torch.cat([layer.kept for layer in layers]) & ~factor.dead
         with _one_thread():
             weight, mask = eliminate(
-                torch.cat(weights),
+                torch.cat([layer.weight for layer in layers]),
                 alive,
-                rows,
+                layers,
                 factor.upper,
-                self.structure,
-                self.target_sparsity,
                 self.block_size,
             )
+        rows = [layer.weight.shape[0] for layer in layers]
         return list(zip(weight.split(rows), mask.split(rows), strict=True))
 
 
@@ -65,21 +61,18 @@ def _one_thread() -> Iterator[None]:
 def eliminate(
     weight: torch.Tensor,
     kept: torch.Tensor,
-    rows: list[int],
+    layers: list[Layer],
     upper: torch.Tensor,
-    structure: MaskStructure,
-    sparsity: float,
     block_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The column loop over stacked matrices: weight f32 [sum(rows), in], upper = chol(H^-1), f32 [in, in].
+    """The column loop over stacked matrices: weight f32 [rows, in], upper = chol(H^-1), f32 [in, in].
 
-    kept: bool [sum(rows), in], False for weights that must become zero. Returns the new weight and the mask.
+    kept: bool [rows, in], False for weights that must become zero. Returns the new weight and the mask.
     Works on the transposed weight, so that a column is contiguous.
     """
     columns = weight.shape[1]
-    if structure.kind == "N:M":  # a group must not straddle two blocks
-        block_size = max(structure.columns, block_size - block_size % structure.columns)
-    if structure.kind == "block":
+    structure = layers[0].structure
+    if structure.kind != "unstructured":  # a group must not straddle two blocks
         block_size = max(structure.columns, block_size - block_size % structure.columns)
     w = weight.masked_fill(~kept, 0).T.contiguous()  # [in, rows]
     mask = kept.T.contiguous()
@@ -88,14 +81,12 @@ def eliminate(
         u = upper[first:last, first:last]
         part, mask_part = w[first:last], mask[first:last]
         if structure.kind != "N:M":
-            _choose(part, mask_part, u.diagonal(), rows, structure, sparsity)
+            _choose(part, mask_part, u.diagonal(), layers)
         errors = torch.empty_like(part)
         for j in range(last - first):
             if structure.kind == "N:M" and j % structure.columns == 0:
                 group = slice(j, j + structure.columns)
-                _choose(
-                    part[group], mask_part[group], u.diagonal()[group], rows, structure, sparsity
-                )
+                _choose(part[group], mask_part[group], u.diagonal()[group], layers)
             torch.div(part[j].masked_fill(mask_part[j], 0), u[j, j], out=errors[j])
             part[j].masked_fill_(~mask_part[j], 0)
             part[j + 1 :].addr_(u[j, j + 1 :], errors[j], alpha=-1)
@@ -107,11 +98,11 @@ def _choose(
     w: torch.Tensor,
     mask: torch.Tensor,
     diagonal: torch.Tensor,
-    rows: list[int],
-    structure: MaskStructure,
-    sparsity: float,
+    layers: list[Layer],
 ) -> None:
     """Fill `mask` [columns, rows] for some columns, one matrix at a time, by (w / U_jj)^2."""
     scores = (w / diagonal.unsqueeze(1)).square_().masked_fill_(~mask, -1.0)
-    for score, part in zip(scores.split(rows, dim=1), mask.split(rows, dim=1), strict=True):
-        part &= structure.mask(score.T, sparsity).T
+    rows = [layer.weight.shape[0] for layer in layers]
+    parts = zip(layers, scores.split(rows, dim=1), mask.split(rows, dim=1), strict=True)
+    for layer, score, part in parts:
+        part &= layer.structure.mask(score.T, layer.sparsity).T

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..hessian import Gram
-from .calibrated import _CalibratedPruning
+from .calibrated import Layer, _CalibratedPruning
 
 
 class Wanda(_CalibratedPruning):
@@ -16,14 +16,13 @@ class Wanda(_CalibratedPruning):
     def prune(
         self,
         gram: Gram,
-        weights: list[torch.Tensor],
-        kept: list[torch.Tensor],
+        layers: list[Layer],
         notes: dict[str, Any],
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         norms = gram.matrix.diagonal().sqrt()
         results = []
-        for weight, alive in zip(weights, kept, strict=True):
-            scores = (weight.abs() * norms).masked_fill_(~alive, -1.0)
-            mask = self.structure.mask(scores, self.target_sparsity, per_row=True)
-            results.append((weight, mask))
+        for layer in layers:
+            scores = (layer.weight.abs() * norms).masked_fill_(~layer.kept, -1.0)
+            mask = layer.structure.mask(scores, layer.sparsity, per_row=True)
+            results.append((layer.weight, mask))
         return results

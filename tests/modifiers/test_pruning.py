@@ -14,6 +14,12 @@ from paring.modifiers.pruning.magnitude import MagnitudePruning
 from paring.modifiers.pruning.wanda import Wanda
 
 
+def prune(algorithm, gram, weights, kept):
+    """What the algorithm makes of some weights that share an input."""
+    tasks = [algorithm.layer("", *pair) for pair in zip(weights, kept, strict=True)]
+    return algorithm.prune(gram, tasks, {})
+
+
 def layer() -> tuple[torch.Tensor, torch.Tensor, Gram]:
     torch.manual_seed(0)
     x = torch.randn(100, 16) @ torch.randn(16, 16)
@@ -25,7 +31,7 @@ def layer() -> tuple[torch.Tensor, torch.Tensor, Gram]:
 def test_wanda_removes_the_lowest_of_each_row():
     weight, x, gram = layer()
     kept = torch.ones_like(weight, dtype=torch.bool)
-    ((after, mask),) = Wanda(sparsity=0.5).prune(gram, [weight], [kept], {})
+    ((after, mask),) = prune(Wanda(sparsity=0.5), gram, [weight], [kept])
     for row in range(6):
         scores = [abs(float(weight[row, j])) * float(x[:, j].norm()) for j in range(16)]
         lowest = sorted(range(16), key=lambda j: scores[j])[:8]
@@ -37,7 +43,7 @@ def test_admm_reaches_the_masked_least_squares_optimum():
     weight, _, gram = layer()
     kept = torch.ones_like(weight, dtype=torch.bool)
     algorithm = ADMMPruning(sparsity=0.5, iterations=3000)
-    ((after, mask),) = algorithm.prune(gram, [weight], [kept], {})
+    ((after, mask),) = prune(algorithm, gram, [weight], [kept])
     norms = gram.matrix.diagonal().sqrt()
     a = gram.matrix / torch.outer(norms, norms)
     a.diagonal().add_(0.1 * float(a.diagonal().mean()))
@@ -53,7 +59,7 @@ def test_admm_beats_wanda():
     kept = torch.ones_like(weight, dtype=torch.bool)
     errors = []
     for algorithm in (ADMMPruning(sparsity=0.5), Wanda(sparsity=0.5)):
-        ((after, mask),) = algorithm.prune(gram, [weight], [kept], {})
+        ((after, mask),) = prune(algorithm, gram, [weight], [kept])
         errors.append(gram.relative_error(weight, after * mask))
     assert errors[0] < 0.5 * errors[1]
 

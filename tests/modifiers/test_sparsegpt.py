@@ -11,6 +11,12 @@ from paring.modifiers.hessian import Gram, inverse_factor
 from paring.modifiers.pruning.sparsegpt import SparseGPT
 
 
+def prune(algorithm, gram, weights, kept):
+    """What the algorithm makes of some weights that share an input."""
+    tasks = [algorithm.layer("", *pair) for pair in zip(weights, kept, strict=True)]
+    return algorithm.prune(gram, tasks, {})
+
+
 def layer(rows: int = 12, columns: int = 32, tokens: int = 200) -> tuple[torch.Tensor, Gram]:
     torch.manual_seed(0)
     mix = torch.randn(columns, columns)
@@ -59,8 +65,8 @@ def two_of_four(scores: torch.Tensor) -> torch.Tensor:
 def test_unstructured_is_the_plain_algorithm(block_size):
     weight, gram = layer()
     all_kept = torch.ones_like(weight, dtype=torch.bool)
-    ((after, mask),) = SparseGPT(sparsity=0.5, block_size=block_size).prune(
-        gram, [weight], [all_kept], {}
+    ((after, mask),) = prune(
+        SparseGPT(sparsity=0.5, block_size=block_size), gram, [weight], [all_kept]
     )
     expected, kept = plain_sparsegpt(weight, gram, block_size, lowest_half)
     assert torch.equal(mask, kept)
@@ -71,8 +77,8 @@ def test_unstructured_is_the_plain_algorithm(block_size):
 def test_n_of_m_is_the_plain_algorithm():
     weight, gram = layer()
     all_kept = torch.ones_like(weight, dtype=torch.bool)
-    ((after, mask),) = SparseGPT(mask_structure="2:4", block_size=10).prune(
-        gram, [weight], [all_kept], {}
+    ((after, mask),) = prune(
+        SparseGPT(mask_structure="2:4", block_size=10), gram, [weight], [all_kept]
     )
     expected, kept = plain_sparsegpt(weight, gram, 4, two_of_four)
     assert torch.equal(mask, kept)
@@ -84,10 +90,8 @@ def test_sharing_an_input_changes_nothing():
     other = torch.randn(5, 32)
     kept = [torch.ones_like(w, dtype=torch.bool) for w in (weight, other)]
     algorithm = SparseGPT(sparsity=0.6, block_size=16)
-    together = algorithm.prune(gram, [weight, other], kept, {})
-    alone = algorithm.prune(gram, [weight], kept[:1], {}) + algorithm.prune(
-        gram, [other], kept[1:], {}
-    )
+    together = prune(algorithm, gram, [weight, other], kept)
+    alone = prune(algorithm, gram, [weight], kept[:1]) + prune(algorithm, gram, [other], kept[1:])
     for (w1, m1), (w2, m2) in zip(together, alone, strict=True):
         assert torch.equal(m1, m2)
         assert torch.allclose(w1, w2, atol=1e-5)
@@ -96,7 +100,7 @@ def test_sharing_an_input_changes_nothing():
 def test_updates_beat_the_bare_mask():
     weight, gram = layer()
     kept = torch.ones_like(weight, dtype=torch.bool)
-    ((after, mask),) = SparseGPT(sparsity=0.5).prune(gram, [weight], [kept], {})
+    ((after, mask),) = prune(SparseGPT(sparsity=0.5), gram, [weight], [kept])
     assert gram.relative_error(weight, after) < 0.8 * gram.relative_error(weight, weight * mask)
 
 
@@ -104,7 +108,7 @@ def test_zeros_that_are_there_stay_and_count():
     weight, gram = layer()
     kept = torch.rand(weight.shape) > 0.3
     weight = weight * kept
-    ((after, mask),) = SparseGPT(sparsity=0.5).prune(gram, [weight], [kept], {})
+    ((after, mask),) = prune(SparseGPT(sparsity=0.5), gram, [weight], [kept])
     assert not (mask & ~kept).any()
     assert (after[~kept] == 0).all()
     assert (~mask).float().mean() == 0.5
@@ -118,7 +122,7 @@ def test_dead_inputs_become_zero_columns():
     gram.add(x)
     weight = torch.randn(4, 16)
     kept = torch.ones_like(weight, dtype=torch.bool)
-    ((after, mask),) = SparseGPT(sparsity=0.25).prune(gram, [weight], [kept], {})
+    ((after, mask),) = prune(SparseGPT(sparsity=0.25), gram, [weight], [kept])
     assert (after[:, 3] == 0).all()
     assert not mask[:, 3].any()
     assert after.isfinite().all()
@@ -135,7 +139,8 @@ def test_cholesky_falls_back_to_fp64_and_says_so():
     assert factor.upper.isfinite().all()
     notes: dict[str, str] = {}
     kept = torch.ones(2, 3, dtype=torch.bool)
-    SparseGPT(sparsity=0.5, dampening_frac=1e-9).prune(gram, [torch.randn(2, 3)], [kept], notes)
+    algorithm = SparseGPT(sparsity=0.5, dampening_frac=1e-9)
+    algorithm.prune(gram, [algorithm.layer("", torch.randn(2, 3), kept)], notes)
     assert "fp64" in notes["cholesky"]
 
 
