@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from torch import nn
 
 from ...errors import ModelError
@@ -14,21 +14,11 @@ from .aware import AwareLinear
 from .layer import attach
 from .observers import MinMax, round_linear, weight_scale
 from .schemes import ConfigGroup, Preset, WeightObserver, preset
+from .skip import Skip
 
 if TYPE_CHECKING:
     from ..blocks import Block
     from ..session import Session
-
-
-class Skip(BaseModel):
-    """Which layers stay in floating point."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    by: Literal["input_range"] = "input_range"
-    """input_range: layers are ranked by max - min of their input over the calibration."""
-    top: int = Field(ge=1)
-    """How many of the first-ranked layers."""
 
 
 class Quantization(Modifier):
@@ -64,7 +54,7 @@ class Quantization(Modifier):
     """In training: when scales stop following weights and inputs; not given: at `end`."""
 
     _aware: dict[str, AwareLinear] = PrivateAttr(default_factory=dict)
-    _ranges: dict[str, list[float]] = PrivateAttr(default_factory=dict)
+    _scores: dict[str, float] = PrivateAttr(default_factory=dict)
     _skipped: list[str] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
@@ -147,9 +137,8 @@ class Quantization(Modifier):
         return self.skip is not None
 
     def on_observe(self, session: Session, block: Block) -> None:
-        ranges = {name: MinMax() for name in self._schemes(session, block)}
-        block.run({name: observer.add for name, observer in ranges.items()})
-        self._ranges |= {name: [observer.low, observer.high] for name, observer in ranges.items()}
+        assert self.skip is not None  # only then there is a pass
+        self._scores |= self.skip.measure(block, self._schemes(session, block))
 
     def on_block(self, session: Session, block: Block) -> None:
         skipped = self._choose_skipped(session)
@@ -196,21 +185,7 @@ class Quantization(Modifier):
         return {name: found[name] for name in order if name in found}
 
     def _choose_skipped(self, session: Session) -> list[str]:
-        if self._skipped is not None:
-            return self._skipped
-        if self.skip is None:
-            self._skipped = []
-            return self._skipped
-        ranking = sorted(
-            self._ranges, key=lambda name: self._ranges[name][0] - self._ranges[name][1]
-        )
-        if self.skip.top >= len(ranking):
-            raise ModelError(
-                f"skip: top: {self.skip.top} would leave all {len(ranking)} layers in floating point"
-            )
-        self._skipped = ranking[: self.skip.top]
-        session.section(self)["skipped"] = self._skipped
-        session.section(self)["input_range"] = {
-            name: self._ranges[name][1] - self._ranges[name][0] for name in ranking
-        }
+        if self._skipped is None:
+            section = session.section(self)
+            self._skipped = self.skip.choose(self._scores, section) if self.skip else []
         return self._skipped
