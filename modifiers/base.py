@@ -48,6 +48,8 @@ class Modifier(BaseModel):
     """The kinds of stage this modifier may stand in."""
     preserves_function: ClassVar[bool] = False
     """True: a block computes the same after `on_block` as before; the session checks it."""
+    needs_reference: ClassVar[bool] = False
+    """True: `on_block` asks for `block.reference_outputs()`, of the model as it was before the pass."""
     transient: ClassVar[frozenset[str]] = frozenset()
     """Private attributes that `state_dict` leaves out because `on_initialize` makes them again."""
     timing: ClassVar[frozenset[str]] = frozenset({"start", "end", "update_frequency", "unit"})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, LawError, ModelError
 from .targets import select
 
 Observer = Callable[[torch.Tensor], None]
@@ -55,15 +55,21 @@ class Stream:
     """Calibration tokens on their way through the blocks of a model.
 
     They move only when somebody looks at a block's inputs, through the blocks before it as these are then: compressed.
-    So a pass in which nobody looks costs no forward and needs no data.
+    So a pass in which nobody looks costs no forward and needs no data. With `reference` a second stream goes through
+    the blocks as they were when this one was made; whoever changes a block must call `advance_reference` before.
     """
 
-    def __init__(self, model: nn.Module, calibration: torch.Tensor | None) -> None:
+    def __init__(
+        self, model: nn.Module, calibration: torch.Tensor | None, reference: bool = False
+    ) -> None:
         self.model = model
         self.blocks = find_blocks(model)
+        self.has_reference = reference
         self._calibration = calibration
         self._position = 0
         self._inputs: list[torch.Tensor] | None = None
+        self._reference: list[torch.Tensor] = []
+        self._reference_position = 0
         self._calls: list[list[Call]] = []
 
     @property
@@ -74,27 +80,83 @@ class Stream:
         return Block(self, index)
 
     def inputs(self, index: int) -> list[torch.Tensor]:
-        """The inputs of a block, by batch: [batch, length, width]. Blocks must be asked for in order."""
-        if self._inputs is None:
-            assert self._calibration is not None
-            self._inputs, self._calls = capture(self.model, self._calibration)
+        """The inputs of a block, by batch: [batch, length, width]. Blocks must be asked for in order.
+
+        The list is the stream's own: it moves on when a later block's inputs are asked for.
+        """
         if index < self._position:
             raise IndexError(f"block {index}: the stream is at block {self._position} already")
+        inputs = self._start()
         while self._position < index:
-            batches = range(len(self._inputs))
-            self._inputs = [self.forward(self._position, batch) for batch in batches]
+            self._move(inputs, self._position)
             self._position += 1
-        return self._inputs
+        return inputs
+
+    def advance_reference(self, index: int) -> None:
+        """Take the reference stream through block `index` as it is now; the blocks before it must be unchanged still,
+        or have been passed already. Does nothing without reference or data."""
+        if not self.has_reference or not self.has_data:
+            return
+        self._start()
+        while self._reference_position <= index:
+            self._move(self._reference, self._reference_position)
+            self._reference_position += 1
+
+    def reference_outputs(self, index: int) -> list[torch.Tensor]:
+        """What the unchanged blocks up to `index` put out, by batch; the reference stream must stand right after it."""
+        if not self.has_reference:
+            raise LawError("asks for the reference outputs of a block without `needs_reference`")
+        if self._reference_position != index + 1:
+            raise IndexError(
+                f"block {index}: the reference stream is before block {self._reference_position}"
+            )
+        return self._reference
 
     @torch.no_grad()
     def forward(self, index: int, batch: int) -> torch.Tensor:
         """One block's output for one batch of the stream's present hidden states."""
         assert self._inputs is not None
+        return self.compute(index, self._inputs[batch], batch)
+
+    def compute(
+        self, index: int, hidden: torch.Tensor, batch: int, rows: slice | None = None
+    ) -> torch.Tensor:
+        """A block's output for any hidden states in the place of a batch's, or of the rows named of it."""
         call = self._calls[index][batch]
-        output = self.blocks[index][1](self._inputs[batch], *call.args, **call.kwargs)
-        hidden = output[0] if isinstance(output, tuple) else output
-        assert isinstance(hidden, torch.Tensor)
-        return hidden
+        args, kwargs = call.args, call.kwargs
+        if rows is not None:
+            assert self._inputs is not None
+            size = self._inputs[batch].shape[0]
+            args, kwargs = _select_rows((args, kwargs), rows, size)
+        output = self.blocks[index][1](hidden, *args, **kwargs)
+        result = output[0] if isinstance(output, tuple) else output
+        assert isinstance(result, torch.Tensor)
+        return result
+
+    def _start(self) -> list[torch.Tensor]:
+        if self._inputs is None:
+            assert self._calibration is not None
+            self._inputs, self._calls = capture(self.model, self._calibration)
+            if self.has_reference:
+                self._reference = list(self._inputs)
+        return self._inputs
+
+    @torch.no_grad()
+    def _move(self, states: list[torch.Tensor], index: int) -> None:
+        """Replace the hidden states before a block by those after it, batch by batch."""
+        for batch, hidden in enumerate(states):
+            states[batch] = self.compute(index, hidden, batch)
+
+
+def _select_rows(value: Any, rows: slice, size: int) -> Any:
+    """Of every tensor with a batch axis of `size`, in nested containers, the rows named."""
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.ndim > 1 and value.shape[0] == size > 1 else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_select_rows(item, rows, size) for item in value)
+    if isinstance(value, dict):
+        return {key: _select_rows(item, rows, size) for key, item in value.items()}
+    return value
 
 
 class Block:
@@ -115,6 +177,22 @@ class Block:
         if not self._stream.has_data:
             raise DataError(f"{self.reader} needs calibration data; give the stage `data:`")
         return self._stream.inputs(self.index)
+
+    def reference_outputs(self) -> list[torch.Tensor]:
+        """What this block put out, by batch, in the model as it was when this walk began: its own inputs then, through
+        itself as it was. For modifiers with `needs_reference`; DataError in a stage without calibration data.
+        """
+        if not self._stream.has_data:
+            raise DataError(f"{self.reader} needs calibration data; give the stage `data:`")
+        return self._stream.reference_outputs(self.index)
+
+    def compute(
+        self, hidden: torch.Tensor, batch: int, rows: slice | None = None
+    ) -> torch.Tensor:
+        """The block's output [batch, length, width] for `hidden`, with the other arguments that the model passes with
+        the batch numbered `batch`, or with the rows named of it. With gradients, where these are enabled.
+        """
+        return self._stream.compute(self.index, hidden, batch, rows)
 
     def modules(
         self, targets: Sequence[str], ignore: Sequence[str] = ()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .blocks import Block
     from .session import Session
 
-VERSION = 1
+VERSION = 2
 
 
 class Journal:
@@ -58,24 +58,43 @@ class Journal:
         self.entries.append({"name": name, "walk": walk, "block": index})
         record = {"version": VERSION, "fingerprint": self.fingerprint, "entries": self.entries}
         _write(self.folder / "journal.json", lambda file: file.write(json.dumps(record).encode()))
-        if len(self.entries) > 1:
-            (self.folder / f"{self.entries[-2]['name']}.state").unlink(missing_ok=True)
+        finished = [entry["name"] for entry in self.entries if entry["walk"] < walk]
+        for entry in self.entries[:-1]:
+            if entry["name"] not in finished[-1:]:  # the state at the end of the walk before
+                (self.folder / f"{entry['name']}.state").unlink(missing_ok=True)
 
-    def restore(self, session: Session) -> tuple[int, int]:
-        """Bring model and session to the last finished entry; returns the walk and block to go on with."""
+    def restore_walks(self, session: Session) -> tuple[int, int]:
+        """Bring model and session to the end of the last finished walk; returns the walk and block to go on with.
+
+        The finished blocks of an unfinished walk are for `restore_blocks`: until then, one can still see the model as
+        it was when that walk began.
+        """
         if not self.entries:
             return 0, 0
+        last = self.entries[-1]
+        total = 0 if last["block"] is None else len(find_blocks(session.model))
+        if last["block"] is None or last["block"] + 1 == total:
+            position = last["walk"] + 1, 0
+        else:
+            position = last["walk"], last["block"] + 1
+        self._restore(session, [e for e in self.entries if e["walk"] < position[0]])
+        return position
+
+    def restore_blocks(self, session: Session) -> None:
+        """Bring model and session to the last finished block of the unfinished walk."""
+        walk = self.entries[-1]["walk"]
+        self._restore(session, [entry for entry in self.entries if entry["walk"] == walk])
+
+    def _restore(self, session: Session, entries: list[dict[str, Any]]) -> None:
+        if not entries:
+            return
         blocks = {}
-        if any(entry["block"] is not None for entry in self.entries):
+        if any(entry["block"] is not None for entry in entries):
             blocks = dict(enumerate(module for _, module in find_blocks(session.model)))
-        for entry in self.entries:
+        for entry in entries:
             module = session.model if entry["block"] is None else blocks[entry["block"]]
             module.load_state_dict(self._read(f"{entry['name']}.weights"))
-        last = self.entries[-1]
-        session.load_state_dict(self._read(f"{last['name']}.state"))
-        if last["block"] is None or last["block"] + 1 == len(blocks):
-            return last["walk"] + 1, 0
-        return last["walk"], last["block"] + 1
+        session.load_state_dict(self._read(f"{entries[-1]['name']}.state"))
 
     def _read(self, name: str) -> Any:
         file = self.folder / name
