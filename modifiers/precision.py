@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+MKLDNN: Any = torch.backends.mkldnn  # its attributes are untyped
 EXACT = 4e-6  # relative error of a product in fp32; bf16 inputs make about 2e-3
 
 
@@ -18,7 +20,7 @@ def fast_float32() -> Iterator[None]:
     torch asks oneDNN only when told that bf16 would do. CPUs with bf16 matrix tiles (AMX) then really use it, so a
     small product is tried first, once in a process, and there everything stays as it is.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul = MKLDNN.matmul
     before = matmul.fp32_precision
     if before != "bf16" and _onednn_is_exact():
         matmul.fp32_precision = "bf16"
@@ -30,9 +32,9 @@ def fast_float32() -> Iterator[None]:
 
 @functools.cache
 def _onednn_is_exact() -> bool:
-    if not torch.backends.mkldnn.is_available():
+    if not MKLDNN.is_available():
         return False
-    matmul = torch.backends.mkldnn.matmul
+    matmul = MKLDNN.matmul
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(256, 256, generator=generator)
     b = torch.randn(256, 256, generator=generator)
