@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeAlias
 
 import torch
@@ -23,20 +22,23 @@ Chooser: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
 """(first column, scores f32 [out, columns] of a window as they are now) -> bool [out, columns]."""
 
 
-@dataclass(frozen=True)
 class MaskStructure(ABC):
     """A pattern, made from its text in a recipe. Subclass it, define `named` and `mask`."""
 
-    text: str
-
     usage: ClassVar[str]
     """How a recipe writes it, for messages."""
-    rows: ClassVar[int] = 1
+    local: ClassVar[bool] = False
+    """True: any window of `columns` columns can be given its mask by itself."""
+
+    rows: int = 1
     """The rows of a matrix must be a multiple of this."""
-    columns = 1
+    columns: int = 1
     """Consecutive inputs that belong together; those of a matrix must be a multiple of this."""
     step: int | None = None
     """How many columns a chooser takes at a time; None: any multiple of `columns`."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -52,9 +54,7 @@ class MaskStructure(ABC):
         if not found:
             *most, last = sorted((cls.usage for cls in _registry.values()), key=len)
             most.sort(key=lambda usage: usage != "unstructured")
-            raise ValueError(
-                f"{text!r} is not a mask structure; use {', '.join(most)} or {last}"
-            )
+            raise ValueError(f"{text!r} is not a mask structure; use {', '.join(most)} or {last}")
         return found[0]
 
     @classmethod
@@ -77,6 +77,15 @@ class MaskStructure(ABC):
         """The sparsity that the pattern itself fixes, else None."""
         return None
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.text == getattr(other, "text", None)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.text!r})"
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises ModelError when a weight [out, in] can't be cut into this pattern."""
         if shape[0] % self.rows or shape[1] % self.columns:
@@ -91,17 +100,10 @@ class MaskStructure(ABC):
         Whatever spans columns must be settled by `scores` [out, in], those before the first column is pruned. A pattern
         that defines nothing has its whole mask settled by them; a local one looks at each window's scores of then.
         """
+        if self.local:
+            return lambda first, window: self.mask(window, sparsity)
         whole = self.mask(scores, sparsity)
         return lambda first, window: whole[:, first : first + window.shape[1]]
-
-
-class LocalStructure(MaskStructure):
-    """A pattern that any window of `columns` columns can be given by itself; a shared base."""
-
-    usage = ""
-
-    def chooser(self, scores: torch.Tensor, sparsity: float) -> Chooser:
-        return lambda first, window: self.mask(window, sparsity)
 
 
 def keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:

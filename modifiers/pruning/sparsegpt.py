@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,22 +72,23 @@ def eliminate(
     Works on the transposed weight, so that a column is contiguous.
     """
     columns = weight.shape[1]
-    structure = layers[0].structure
-    if structure.kind != "unstructured":  # a group must not straddle two blocks
-        block_size = max(structure.columns, block_size - block_size % structure.columns)
+    unit = math.lcm(*(layer.structure.columns for layer in layers))
+    block_size = max(unit, block_size - block_size % unit)  # a group must not straddle two blocks
     w = weight.masked_fill(~kept, 0).T.contiguous()  # [in, rows]
     mask = kept.T.contiguous()
+    choices = [_Choice(w, mask, upper.diagonal(), *place) for place in _places(layers)]
     for first in range(0, columns, block_size):
         last = min(first + block_size, columns)
         u = upper[first:last, first:last]
         part, mask_part = w[first:last], mask[first:last]
-        if structure.kind != "N:M":
-            _choose(part, mask_part, u.diagonal(), layers)
+        for choice in choices:
+            if choice.step is None:
+                choice.make(first, last)
         errors = torch.empty_like(part)
         for j in range(last - first):
-            if structure.kind == "N:M" and j % structure.columns == 0:
-                group = slice(j, j + structure.columns)
-                _choose(part[group], mask_part[group], u.diagonal()[group], layers)
+            for choice in choices:
+                if choice.step is not None and j % choice.step == 0:
+                    choice.make(first + j, first + j + choice.step)
             torch.div(part[j].masked_fill(mask_part[j], 0), u[j, j], out=errors[j])
             part[j].masked_fill_(~mask_part[j], 0)
             part[j + 1 :].addr_(u[j, j + 1 :], errors[j], alpha=-1)
@@ -94,15 +96,36 @@ def eliminate(
     return w.T.contiguous(), mask.T.contiguous()
 
 
-def _choose(
-    w: torch.Tensor,
-    mask: torch.Tensor,
-    diagonal: torch.Tensor,
-    layers: list[Layer],
-) -> None:
-    """Fill `mask` [columns, rows] for some columns, one matrix at a time, by (w / U_jj)^2."""
-    scores = (w / diagonal.unsqueeze(1)).square_().masked_fill_(~mask, -1.0)
-    rows = [layer.weight.shape[0] for layer in layers]
-    parts = zip(layers, scores.split(rows, dim=1), mask.split(rows, dim=1), strict=True)
-    for layer, score, part in parts:
-        part &= layer.structure.mask(score.T, layer.sparsity).T
+def _places(layers: list[Layer]) -> Iterator[tuple[Layer, slice]]:
+    """Each layer with its rows of the stack."""
+    first = 0
+    for layer in layers:
+        last = first + layer.weight.shape[0]
+        yield layer, slice(first, last)
+        first = last
+
+
+class _Choice:
+    """How one layer of the stack gets its mask, by (w / U_jj)^2, as the loop goes on."""
+
+    def __init__(
+        self,
+        w: torch.Tensor,
+        mask: torch.Tensor,
+        diagonal: torch.Tensor,
+        layer: Layer,
+        rows: slice,
+    ) -> None:
+        """w, mask: [columns, rows], changed by the loop and by `make`."""
+        self.w, self.mask, self.diagonal = w[:, rows], mask[:, rows], diagonal.unsqueeze(1)
+        self.step = layer.structure.step
+        self.choose = layer.structure.chooser(self._scores(slice(None)), layer.sparsity)
+
+    def make(self, first: int, last: int) -> None:
+        """Fill the mask of some columns."""
+        window = slice(first, last)
+        self.mask[window] &= self.choose(first, self._scores(window)).T
+
+    def _scores(self, window: slice) -> torch.Tensor:
+        scores = (self.w[window] / self.diagonal[window]).square_()
+        return scores.masked_fill_(~self.mask[window], -1.0).T
