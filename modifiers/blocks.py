@@ -186,9 +186,7 @@ class Block:
             raise DataError(f"{self.reader} needs calibration data; give the stage `data:`")
         return self._stream.reference_outputs(self.index)
 
-    def compute(
-        self, hidden: torch.Tensor, batch: int, rows: slice | None = None
-    ) -> torch.Tensor:
+    def compute(self, hidden: torch.Tensor, batch: int, rows: slice | None = None) -> torch.Tensor:
         """The block's output [batch, length, width] for `hidden`, with the other arguments that the model passes with
         the batch numbered `batch`, or with the rows named of it. With gradients, where these are enabled.
         """

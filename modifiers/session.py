@@ -27,6 +27,7 @@ from ..progress import Progress
 from . import oneshot
 from .base import Modifier
 from .masks import Masks
+from .precision import fast_float32
 from .quantization.layer import LayerQuantization, attach, detach
 from .schedule import Window, per_unit, to_step
 from .targets import select
@@ -66,6 +67,7 @@ class Session:
         ] = {}  # shared between the on_loss hooks of one batch, then cleared
         self.optimizer: torch.optim.Optimizer | None = None  # while `on_gradients` hooks run
         self.run: Literal["oneshot", "train"] = "oneshot"
+        self.calibration: torch.Tensor | None = None  # a one-shot stage's tokens [samples, length]
         self.step = 0
         self.steps_per_epoch = 0
         self.total_steps = 0
@@ -153,10 +155,12 @@ class Session:
         """
         self.run = "oneshot"
         self._allowed("oneshot")
+        self.calibration = calibration
         training = self.model.training
         self.model.eval()
         try:
-            oneshot.run(self, calibration, progress, resume_dir)
+            with fast_float32():
+                oneshot.run(self, calibration, progress, resume_dir)
         finally:
             self.model.train(training)
 
