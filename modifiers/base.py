@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import ParingError
+from .mask_structure import structures_of
 from .schedule import Unit
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def registry() -> dict[str, type[Modifier]]:
 def load_modifiers(path: str | Path) -> list[type[Modifier]]:
     """Run a Python file (`--use`) and return the modifiers it defines; a second call returns the same.
 
-    Raises ModifierError when the file is missing, fails, or defines no modifier.
+    A file may define mask structures instead. Raises ModifierError when it is missing, fails, or defines neither.
     """
     file = Path(path).resolve()
     if not file.is_file():
@@ -234,6 +235,6 @@ def load_modifiers(path: str | Path) -> list[type[Modifier]]:
             del sys.modules[name]
             raise ModifierError(f"{path}: {type(error).__name__}: {error}") from error
     found = [cls for key, cls in _registry.items() if cls.__module__ == name and key == cls.key()]
-    if not found:
-        raise ModifierError(f"{path}: defines no subclass of paring.Modifier")
+    if not found and not structures_of(name):
+        raise ModifierError(f"{path}: defines no subclass of paring.Modifier or MaskStructure")
     return found

@@ -106,6 +106,11 @@ class MaskStructure(ABC):
         return lambda first, window: whole[:, first : first + window.shape[1]]
 
 
+def structures_of(module: str) -> list[type[MaskStructure]]:
+    """The mask structures that a Python module defines."""
+    return [cls for cls in _registry.values() if cls.__module__ == module]
+
+
 def keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:
     """bool [rows, n]: exactly `removed` of each row are False, the lowest; of equals, the leftmost."""
     if removed <= 0:
