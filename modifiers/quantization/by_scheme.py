@@ -80,17 +80,6 @@ class _SchemeQuantization(Modifier):
         session.quantization[name] = layer
         attach(layer)
 
-    @staticmethod
-    def observe_inputs(block: Block, schemes: Mapping[str, ConfigGroup]) -> dict[str, MinMax]:
-        """One replay of the block for those of the Linears that have static inputs."""
-        static = {
-            name: input_observer(scheme.input_activations.observer)
-            for name, scheme in schemes.items()
-            if scheme.input_activations and not scheme.input_activations.dynamic
-        }
-        block.run({name: observer.add for name, observer in static.items()})
-        return static
-
     def _schemes(self, session: Session, block: Block) -> dict[str, ConfigGroup]:
         """The scheme of each Linear of the block that is to be quantized, in the order of the modules."""
         groups = list((self.config_groups or {}).values())
@@ -127,3 +116,14 @@ def linear_of(session: Session, name: str) -> nn.Linear:
     linear = session.model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
     return linear
+
+
+def observe_static_inputs(block: Block, schemes: Mapping[str, ConfigGroup]) -> dict[str, MinMax]:
+    """One replay of the block for those of the Linears that have static inputs; their observers."""
+    static = {
+        name: input_observer(scheme.input_activations.observer)
+        for name, scheme in schemes.items()
+        if scheme.input_activations and not scheme.input_activations.dynamic
+    }
+    block.run({name: observer.add for name, observer in static.items()})
+    return static

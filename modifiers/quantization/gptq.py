@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from ..hessian import inverse_factor
-from .by_scheme import _SchemeQuantization, linear_of
+from .by_scheme import _SchemeQuantization, linear_of, observe_static_inputs
 from .layer import dequantize_weight
 from .observers import set_integers, weight_scale
 from .rounded_inputs import RoundedInputs
@@ -48,7 +48,7 @@ class GPTQ(_SchemeQuantization):
         errors = session.section(self).setdefault("errors", {})
         for names in _alike(block.shared_inputs(linears), schemes):
             first = schemes[names[0]]
-            static = self.observe_inputs(block, {names[0]: first}).get(names[0])
+            static = observe_static_inputs(block, {names[0]: first}).get(names[0])
             inputs = RoundedInputs(first.input_activations, static)
             block.run({names[0]: inputs.add})
             problem = self._problem(inputs)

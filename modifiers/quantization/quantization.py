@@ -11,7 +11,7 @@ from ...errors import ModelError
 from ..base import Modifier
 from ..blocks import Stream
 from .aware import AwareLinear
-from .by_scheme import _SchemeQuantization, linear_of
+from .by_scheme import _SchemeQuantization, linear_of, observe_static_inputs
 from .layer import attach
 from .observers import Importance, round_linear, weight_scale
 from .schemes import ConfigGroup
@@ -108,7 +108,7 @@ class Quantization(_SchemeQuantization):
             self._aware[name].load_state_dict(saved)
 
     def quantize(self, session: Session, block: Block, schemes: Mapping[str, ConfigGroup]) -> None:
-        static = self.observe_inputs(block, schemes)
+        static = observe_static_inputs(block, schemes)
         importance = {
             name: Importance()
             for name, scheme in schemes.items()

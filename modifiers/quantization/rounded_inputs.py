@@ -11,7 +11,7 @@ from .schemes import InputArgs
 
 
 class RoundedInputs:
-    """Observer of a Linear's input X [..., in]: accumulates X'^T X' and X'^T (X - X'), X' being its values on their grid.
+    """Observer of a Linear's input X [..., in]: X'^T X' and X'^T (X - X'), X' being its values on their grid.
 
     arguments: None where the scheme leaves inputs alone, then X' = X. static: their observer where they are static.
     """

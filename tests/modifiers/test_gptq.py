@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from paring.modifiers import Session
+from paring.modifiers.pruning.admm import ADMMPruning
+from paring.modifiers.pruning.sparsegpt import SparseGPT
+from paring.modifiers.quantization.gptq import GPTQ
+from paring.modifiers.quantization.layer import (
+    dequantize_weight,
+    fake_quantize_dynamic,
+    fake_quantize_static,
+)
+from paring.modifiers.quantization.observers import MinMax
+from paring.modifiers.quantization.quantization import Quantization
+from paring.modifiers.quantization.rounded_inputs import RoundedInputs
+from paring.modifiers.quantization.schemes import InputArgs
+
+UP = "model.layers.0.mlp.up_proj"
+SCHEMES = [("W8A8", True), ("W8A8", False), ("W8A16", True), ("W4A16", True), ("W4A8", True)]
+
+
+def inputs_of(model, name, calibration):
+    """What the Linear reads, [tokens, in]."""
+    seen = []
+    module = model.get_submodule(name)
+    handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(calibration)
+    handle.remove()
+    return torch.cat(seen).flatten(0, 1)
+
+
+@pytest.mark.parametrize(("scheme", "dynamic"), SCHEMES)
+def test_the_first_linears_lose_less_of_their_output_than_by_rounding(
+    pico, calibration, scheme, dynamic
+):
+    name = "model.layers.0.self_attn.q_proj"  # nothing before it has changed
+    x = inputs_of(pico(), name, calibration)
+    wanted = x @ pico().get_submodule(name).weight.T
+    errors = {}
+    for kind in (GPTQ, Quantization):
+        model = pico()
+        session = Session(model, [kind(scheme=scheme, dynamic=dynamic, group_size=16)])
+        session.run_oneshot(calibration)
+        layer = session.quantization[name]
+        assert (layer.scheme, layer.group_size) == (scheme, 16)
+        q = layer.quantized_weight
+        assert torch.equal(dequantize_weight(q, layer.scale), layer.module.weight)
+        with torch.no_grad():  # the hook rounds the input
+            errors[kind] = float((model.get_submodule(name)(x) - wanted).square().sum())
+    assert errors[GPTQ] < (0.75 if scheme == "W4A16" else 0.99) * errors[Quantization]
+
+
+@pytest.mark.parametrize("pruner", [SparseGPT, ADMMPruning])
+@pytest.mark.parametrize(("scheme", "dynamic"), SCHEMES)
+def test_in_the_same_pass_every_pruned_weight_stays_zero(
+    pico, calibration, pruner, scheme, dynamic
+):
+    model = pico()
+    modifiers = [
+        pruner(sparsity=0.5, ignore=["lm_head"]),
+        GPTQ(scheme=scheme, dynamic=dynamic, group_size=16, ignore=["lm_head"]),
+    ]
+    session = Session(model, modifiers)
+    labels = []
+    session.run_oneshot(calibration, lambda label, *_: labels.append(label))
+    assert set(labels) == {f"{pruner.key()} + GPTQ"}
+    assert len(session.masks) == len(session.quantization) == 14
+    for name, mask in session.masks.items():
+        layer = session.quantization[name.removesuffix(".weight")]
+        assert float((~mask).float().mean()) == pytest.approx(0.5, abs=1e-3)
+        assert (layer.module.weight[~mask] == 0).all()
+        assert (layer.quantized_weight[~mask] == 0).all()
+        assert (layer.quantized_weight[mask] != 0).any()
+    assert session.report["GPTQ"]["layers"] == {scheme: 14}
+    assert set(session.report["GPTQ"]["errors"]) == set(session.quantization)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_the_target_is_the_ridge_regression_on_rounded_inputs(dynamic):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 50, 8, generator=generator)
+    weight = torch.randn(5, 8, generator=generator)
+    static = None if dynamic else MinMax()
+    if static:
+        static.add(x)
+    inputs = RoundedInputs(InputArgs(dynamic=dynamic), static)
+    for batch in x:
+        inputs.add(batch)
+    rows = x.reshape(-1, 8)
+    rounded = (
+        fake_quantize_dynamic(rows) if dynamic else fake_quantize_static(rows, *static.qparams())
+    )
+    assert torch.allclose(inputs.gram.matrix, rounded.T @ rounded, rtol=1e-5, atol=1e-3)
+    ridge = 0.3
+    damped = inputs.gram.matrix + ridge * torch.eye(8)
+    design = torch.cat([rounded, ridge**0.5 * torch.eye(8)])  # pulls towards `weight`
+    wanted = torch.cat([rows @ weight.T, ridge**0.5 * weight.T])
+    expected = torch.linalg.lstsq(design.double(), wanted.double()).solution.T
+    assert torch.allclose(inputs.target(weight, damped).double(), expected, atol=1e-4)
+
+
+def test_each_linear_sees_what_those_before_it_give_now(pico, calibration, monkeypatch):
+    """o_proj's Gram matrix is of the quantized q, k and v."""
+    name = "model.layers.0.self_attn.o_proj"
+    seen = {}
+    original = GPTQ._problem
+
+    def watch(self, inputs):
+        seen[inputs.gram.matrix.shape[0], len(seen)] = inputs.gram.matrix.clone()
+        return original(self, inputs)
+
+    monkeypatch.setattr(GPTQ, "_problem", watch)
+    model = pico()
+    Session(model, [GPTQ(scheme="W4A16", group_size=16)]).run_oneshot(calibration)
+    x = inputs_of(model, name, calibration)
+    grams = list(seen.values())
+    assert len(grams) == 8  # qkv, o, gate and up, down; of two blocks
+    assert torch.allclose(grams[1], x.T @ x, rtol=1e-4, atol=1e-4)
+
+
+def test_activation_order_is_by_falling_diagonal_and_groups_stay(pico, calibration, monkeypatch):
+    orders = []
+    original = GPTQ._problem
+
+    def watch(self, inputs):
+        problem = original(self, inputs)
+        orders.append((problem.order, inputs.gram.matrix.diagonal()))
+        return problem
+
+    monkeypatch.setattr(GPTQ, "_problem", watch)
+    Session(pico(), [GPTQ(actorder=None)]).run_oneshot(calibration)
+    assert all(order is None for order, _ in orders)
+    orders.clear()
+    Session(pico(), [GPTQ(actorder="static")]).run_oneshot(calibration)
+    assert all((diagonal[order].diff() <= 0).all() for order, diagonal in orders)
+
+
+def test_layers_of_different_schemes_may_share_an_input(pico, calibration):
+    groups = {
+        "low": {
+            "targets": ["re:.*q_proj"],
+            "weights": {"num_bits": 4, "strategy": "group", "group_size": 16},
+        },
+        "high": {"targets": ["Linear"], "weights": {}, "input_activations": {}},
+    }
+    session = Session(pico(), [GPTQ(config_groups=groups)])
+    session.run_oneshot(calibration)
+    assert session.report["GPTQ"]["layers"] == {"W4A16": 2, "W8A8": 12}
+
+
+def test_skip_leaves_layers_in_floating_point(pico, calibration):
+    model = pico()
+    session = Session(model, [GPTQ(skip={"by": "input_range", "top": 3})])
+    session.run_oneshot(calibration)
+    skipped = session.report["GPTQ"]["skipped"]
+    assert len(skipped) == 3
+    assert len(session.quantization) == 11
+    assert not set(skipped) & set(session.quantization)
+
+
+def test_groups_in_activation_order_are_refused():
+    with pytest.raises(ValidationError):
+        GPTQ(actorder="group")
