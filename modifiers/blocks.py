@@ -1,54 +1,24 @@
-"""Walking a decoder block by block: find the blocks, capture what the model passes to them, replay one at a time."""
+"""Walking a decoder block by block: the streams of hidden states, and one block with what goes into it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import DataError, LawError, ModelError
+from ..errors import DataError, LawError
+from . import spill
+from .capture import Call, Stop, capture, find_blocks
 from .targets import select
+
+__all__ = ["Block", "Observer", "Stream", "capture", "find_blocks"]
 
 Observer = Callable[[torch.Tensor], None]
 """Called with a module's input, [batch, length, width]."""
-
-BATCH = 4  # calibration sequences per replayed batch
-
-
-def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The decoder blocks with their names: the longest list of same-class modules that is not inside another block.
-
-    Raises ModelError when the model has none.
-    """
-    found: list[tuple[str, nn.ModuleList]] = []
-    for name, module in model.named_modules():
-        same = isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1
-        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
-        if (
-            same
-            and not inside
-            and any(True for child in module.children() for _ in child.children())
-        ):
-            assert isinstance(module, nn.ModuleList)
-            found.append((name, module))
-    if not found:
-        raise ModelError(
-            f"{type(model).__name__} has no list of decoder blocks (an nn.ModuleList of modules of one class)"
-        )
-    name, blocks = max(found, key=lambda item: len(item[1]))
-    return [(f"{name}.{index}", block) for index, block in enumerate(blocks)]
-
-
-@dataclass
-class Call:
-    """What the model passes to a block besides the hidden states, for one batch."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Stream:
@@ -57,10 +27,15 @@ class Stream:
     They move only when somebody looks at a block's inputs, through the blocks before it as these are then: compressed.
     So a pass in which nobody looks costs no forward and needs no data. With `reference` a second stream goes through
     the blocks as they were when this one was made; whoever changes a block must call `advance_reference` before.
+    Hidden states over `spill.THRESHOLD` bytes live in a file in `folder` (not given: the system's temporary one).
     """
 
     def __init__(
-        self, model: nn.Module, calibration: torch.Tensor | None, reference: bool = False
+        self,
+        model: nn.Module,
+        calibration: torch.Tensor | None,
+        reference: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
         self.blocks = find_blocks(model)
@@ -71,6 +46,8 @@ class Stream:
         self._reference: list[torch.Tensor] = []
         self._reference_position = 0
         self._calls: list[list[Call]] = []
+        self._folder = folder
+        self._spills: list[spill.Spill] = []
 
     @property
     def has_data(self) -> bool:
@@ -136,16 +113,35 @@ class Stream:
     def _start(self) -> list[torch.Tensor]:
         if self._inputs is None:
             assert self._calibration is not None
-            self._inputs, self._calls = capture(self.model, self._calibration)
+            self._inputs, self._calls = capture(self.model, self._calibration, self._keep)
             if self.has_reference:
                 self._reference = list(self._inputs)
+                if self._spills:
+                    self._spills.append(spill.Spill(self._folder, self._spills[0].size))
+                    self._reference = [self._spills[1].keep(states) for states in self._inputs]
         return self._inputs
+
+    def _keep(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Where the first hidden states of a batch are to live: in memory, or in a file."""
+        assert self._calibration is not None
+        size = self._calibration.numel() * hidden.shape[-1] * hidden.element_size()
+        if size * (1 + self.has_reference) <= spill.THRESHOLD or hidden.device.type != "cpu":
+            return hidden
+        if not self._spills:
+            self._spills.append(spill.Spill(self._folder, size))
+        return self._spills[0].keep(hidden)
 
     @torch.no_grad()
     def _move(self, states: list[torch.Tensor], index: int) -> None:
         """Replace the hidden states before a block by those after it, batch by batch."""
         for batch, hidden in enumerate(states):
-            states[batch] = self.compute(index, hidden, batch)
+            after = self.compute(index, hidden, batch)
+            if self._spills:
+                hidden.copy_(after)
+            else:
+                states[batch] = after
+        for file in self._spills:
+            file.rest()
 
 
 def _select_rows(value: Any, rows: slice, size: int) -> Any:
@@ -222,7 +218,7 @@ class Block:
                 observer(args[0])
                 waiting.discard(name)
                 if not waiting:
-                    raise _Stop
+                    raise Stop
 
             return hook
 
@@ -234,7 +230,7 @@ class Block:
         try:
             for index in replays:
                 waiting.update(hooks)
-                with contextlib.suppress(_Stop):
+                with contextlib.suppress(Stop):
                     self._forward(index)
         finally:
             for handle in handles:
@@ -265,77 +261,3 @@ class Block:
 
         self.run({name: remember(name) for name in linears}, batches=1)
         return [names for _, names in seen]
-
-
-class _Stop(Exception):
-    """Ends a forward once everything asked for has been seen."""
-
-
-@torch.no_grad()
-def capture(
-    model: nn.Module, calibration: torch.Tensor
-) -> tuple[list[torch.Tensor], list[list[Call]]]:
-    """The inputs of the first block, by batch, and the other arguments of every block, by block and batch.
-
-    calibration: int64 [samples, length]. The blocks hand their input through unchanged meanwhile, so this costs one
-    embedding lookup; blocks may still get different masks or position embeddings (sliding windows).
-    """
-    if calibration.ndim != 2 or calibration.numel() == 0:
-        raise DataError(
-            f"calibration must be token ids [samples, length], got {tuple(calibration.shape)}"
-        )
-    blocks = find_blocks(model)
-    inputs: list[torch.Tensor] = []
-    calls: list[list[Call]] = [[] for _ in blocks]
-    device = next(model.parameters()).device
-    returns_tuple = _returns_tuple(model, blocks[0][1], calibration[:1, :2].to(device))
-
-    def recorder(index: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden, rest, kwargs = _split(args, kwargs)
-            if index == 0:
-                inputs.append(hidden)
-            calls[index].append(Call(rest, kwargs))
-            if index == len(blocks) - 1:
-                raise _Stop
-            return (hidden,) if returns_tuple else hidden
-
-        return forward
-
-    originals = [block.forward for _, block in blocks]
-    try:
-        for index, (_, block) in enumerate(blocks):
-            block.forward = recorder(index)
-        for batch in torch.split(calibration, BATCH):
-            try:
-                model(batch.to(device), use_cache=False)
-            except _Stop:
-                continue
-            raise ModelError(f"a forward of {type(model).__name__} never reached its last block")
-    finally:
-        for (_, block), original in zip(blocks, originals, strict=True):
-            if "forward" in vars(block):
-                del block.forward
-            if block.forward != original:  # somebody had replaced the method before us
-                block.forward = original
-    return inputs, calls
-
-
-def _returns_tuple(model: nn.Module, block: nn.Module, tokens: torch.Tensor) -> bool:
-    results: list[Any] = []
-    handle = block.register_forward_hook(lambda module, args, output: results.append(output))
-    try:
-        model(tokens, use_cache=False)
-    finally:
-        handle.remove()
-    return isinstance(results[0], tuple)
-
-
-def _split(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Take the hidden states out of a block's arguments."""
-    if args:
-        return args[0], args[1:], kwargs
-    rest = dict(kwargs)
-    return rest.pop("hidden_states"), (), rest

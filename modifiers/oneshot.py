@@ -77,7 +77,7 @@ def run(
                 journal.save(session, number, None)
             continue
         first = done[1] if number == done[0] else 0
-        stream = Stream(session.model, calibration, walk.needs_reference)
+        stream = Stream(session.model, calibration, walk.needs_reference, resume_dir)
         if journal and first:
             stream.advance_reference(first - 1)  # through blocks that are as they were
             journal.restore_blocks(session)

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ...errors import ModelError
 from ..base import Modifier
 from .latent import LatentWeight
 

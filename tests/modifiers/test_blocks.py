@@ -7,7 +7,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from paring.errors import DataError, LawError, ModelError, TargetError
-from paring.modifiers import Modifier, Session
+from paring.modifiers import Modifier, Session, spill
 from paring.modifiers.blocks import Block, Stream, capture, find_blocks
 
 
@@ -268,3 +268,22 @@ def test_a_block_computes_any_rows_of_a_batch(pico, calibration, make):
     hidden = hidden.clone().requires_grad_()
     block.compute(hidden, 0).sum().backward()
     assert hidden.grad.abs().sum() > 0
+
+
+def test_hidden_states_over_the_threshold_live_in_a_file(pico, calibration, tmp_path, monkeypatch):
+    results = []
+    for threshold in spill.THRESHOLD, 2 * 12 * 16 * 32 * 4 - 1:
+        monkeypatch.setattr(spill, "THRESHOLD", threshold)
+        stream = Stream(pico(layers=3), calibration, reference=True, folder=tmp_path)
+        seen = []
+        for index in range(3):
+            block = stream.block(index)
+            stream.advance_reference(index)
+            seen.append(torch.cat(block.reference_outputs()))
+            block.module.mlp.down_proj.weight.data.zero_()
+            seen.append(torch.cat(block.inputs))
+        results.append(seen)
+        assert [room.size for room in stream._spills] == ([] if len(results) == 1 else [24576] * 2)
+        assert not list(tmp_path.iterdir())  # it has no name
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert not torch.equal(results[0][1], results[0][3])

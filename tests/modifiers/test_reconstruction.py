@@ -23,7 +23,7 @@ def inflate(model: nn.Module) -> nn.Module:
 
 
 def reconstruction(**fields: Any) -> Modifier:
-    return R["BlockReconstruction"](**{"dtype": "float32", "epochs": 10, **fields})
+    return R["BlockReconstruction"](**{"dtype": "float32", "epochs": 6, **fields})
 
 
 def hidden_states(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -44,8 +44,8 @@ def relative_error(model: nn.Module, dense: torch.Tensor, tokens: torch.Tensor) 
 @pytest.fixture
 def tokens() -> tuple[torch.Tensor, torch.Tensor]:
     """Calibration and held-out sequences."""
-    ids = torch.randint(0, 128, (72, 16), generator=torch.Generator().manual_seed(1))
-    return ids[:64], ids[64:]
+    ids = torch.randint(0, 128, (56, 16), generator=torch.Generator().manual_seed(1))
+    return ids[:48], ids[48:]
 
 
 PRUNE = {"sparsity": 0.5, "ignore": ["lm_head"]}
