@@ -35,6 +35,12 @@ class Masks:
                 raise LawError(f"{name}: {freed} held zeros would be freed; a held zero stays zero")
         self._masks[name] = mask.detach().clone()
 
+    def cut(self, name: str, dim: int, kept: torch.Tensor) -> None:
+        """The parameter has lost all but the rows (`dim` 0) or columns (1) `kept`, int64 indices: so does its mask."""
+        if name in self._masks:
+            mask = self._masks[name]
+            self._masks[name] = mask.index_select(dim, kept.to(mask.device))
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._masks[name]
 

@@ -1,8 +1,8 @@
 """The journal of a one-shot run: what is finished, so that a killed run goes on from its last finished block.
 
 A folder with `journal.json` (the run's fingerprint and the entries in order) and one file per entry: the weights of the
-finished block (or of the whole model) and the session's state. An entry exists once the journal names it; every file is
-written under a temporary name, fsynced and renamed.
+finished block (or of the whole model, with its sizes) and the session's state. An entry exists once the journal names
+it; every file is written under a temporary name, fsynced and renamed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 
 from ..errors import DataError
 from .blocks import find_blocks
+from .sizes import resize, sizes
 
 if TYPE_CHECKING:
     from .blocks import Block
     from .session import Session
 
-VERSION = 2
+VERSION = 3
 
 
 class Journal:
@@ -55,7 +56,10 @@ class Journal:
         name = f"walk{walk}-model" if block is None else f"walk{walk}-block{index}"
         _write(self.folder / f"{name}.weights", lambda file: torch.save(module.state_dict(), file))
         _write(self.folder / f"{name}.state", lambda file: torch.save(session.state_dict(), file))
-        self.entries.append({"name": name, "walk": walk, "block": index})
+        entry: dict[str, Any] = {"name": name, "walk": walk, "block": index}
+        if block is None:  # it may have made the model smaller
+            entry["sizes"] = sizes(session.model)
+        self.entries.append(entry)
         record = {"version": VERSION, "fingerprint": self.fingerprint, "entries": self.entries}
         _write(self.folder / "journal.json", lambda file: file.write(json.dumps(record).encode()))
         finished = [entry["name"] for entry in self.entries if entry["walk"] < walk]
@@ -93,6 +97,8 @@ class Journal:
             blocks = dict(enumerate(module for _, module in find_blocks(session.model)))
         for entry in entries:
             module = session.model if entry["block"] is None else blocks[entry["block"]]
+            if entry["block"] is None:
+                resize(session.model, entry["sizes"])
             module.load_state_dict(self._read(f"{entry['name']}.weights"))
         session.load_state_dict(self._read(f"{entries[-1]['name']}.state"))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..modifiers import Masks
 from ..modifiers.quantization.layer import LayerQuantization, attach
+from ..modifiers.sizes import sizes
 from ..progress import Progress
 from .checkpoint import read_masks
 from .models import load_model, resolve_model
@@ -38,7 +39,8 @@ class Pared:
     def state(self) -> dict[str, Any]:
         """Tensors and plain values; with the model's weights, all there is."""
         layers = {name: layer.state_dict() for name, layer in self.quantization.items()}
-        return {"masks": self.masks.state_dict(), "quantization": layers}
+        masks = self.masks.state_dict()
+        return {"masks": masks, "quantization": layers, "sizes": sizes(self.model)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back `state`; the model's weights must be those it was taken with."""

@@ -1,0 +1,62 @@
+"""Letting the columns of a Linear that stay make up for those that go: least squares on the layer's own inputs."""
+
+from __future__ import annotations
+
+import torch
+
+from ....errors import ModelError
+
+STEPS = 50
+
+
+def compensate(
+    weight: torch.Tensor,
+    gram: torch.Tensor,
+    kept: torch.Tensor,
+    dampening_frac: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The weight f32 [out, in] whose columns other than `kept` are 0 and whose output is closest to the old one.
+
+    Minimizes ||W X - W' X||^2 + d ||W'_K - W_K||^2 over the kept columns K; gram = X X^T [in, in], d is
+    `dampening_frac` of the mean of its diagonal: W'_K = W_K + W_R G_RK (G_KK + d I)^-1, the optimal brain surgeon's
+    update (Hassibi & Stork 1993) for all removed columns R at once. mask: bool [out, in], False where W' must be 0;
+    then by conjugate gradients on what it allows. Raises ModelError when the inputs hold NaN or infinity.
+    """
+    if not bool(gram.isfinite().all()):
+        raise ModelError(
+            "calibration inputs hold NaN or infinity; check the model and its data type"
+        )
+    gone = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+    gone[kept] = False
+    inside = gram.double()[kept][:, kept]
+    across = gram.double()[gone][:, kept]
+    inside.diagonal().add_(dampening_frac * float(inside.diagonal().mean()))
+    inside.diagonal()[inside.diagonal() == 0] = 1.0  # no input at all: nothing to learn from
+    wanted = weight[:, gone].double() @ across
+    if mask is None:
+        change = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(inside)).T
+    else:
+        change = _on_support(inside, wanted, mask[:, kept])
+    result = torch.zeros_like(weight)
+    result[:, kept] = weight[:, kept] + change.to(weight.dtype)
+    return result
+
+
+def _on_support(matrix: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Rows x with x matrix = wanted as nearly as the mask lets them: conjugate gradients, scaled by the diagonal."""
+    x = torch.zeros_like(wanted)
+    residual = wanted * mask
+    scale = matrix.diagonal().reciprocal()
+    direction = residual * scale
+    energy = (residual * direction).sum(dim=1, keepdim=True)
+    for _ in range(STEPS):
+        image = (direction @ matrix) * mask
+        curvature = (direction * image).sum(dim=1, keepdim=True)
+        step = energy / curvature.clamp_min(torch.finfo(x.dtype).tiny)
+        x += step * direction
+        residual -= step * image
+        scaled = residual * scale
+        before, energy = energy, (residual * scaled).sum(dim=1, keepdim=True)
+        direction = scaled + energy / before.clamp_min(torch.finfo(x.dtype).tiny) * direction
+    return x
