@@ -200,8 +200,8 @@ class _Program:
 
     def embedding(self, op: Embedding) -> int:
         matrix, model = self.matrix(op.weight), self.graph.model
-        if matrix.quantized or matrix.storage != "dense":
-            fault(self.where, f"{op.weight!r} must be dense f32 or f16")
+        if matrix.dtype == "i4" or matrix.group or matrix.storage != "dense":
+            fault(self.where, f"{op.weight!r} must be dense f32, f16 or i8 with a scale per row")
         if matrix.shape != (model.vocab_size, model.hidden_size):
             fault(self.where, f"{op.weight!r} is not [vocab_size, hidden_size]")
         return matrix.shape[1]

@@ -178,7 +178,9 @@ class _Run:
             verify_checkpoint(staged, pared.model)
         (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         graph = staged / "graph"
-        export(staged, graph, head=self.recipe.export.head)
+        export(
+            staged, graph, head=self.recipe.export.head, embedding=self.recipe.export.embedding
+        )
         after["checkpoint_bytes"] = sum(
             (staged / name).stat().st_size for name in (WEIGHTS, MASKS) if (staged / name).exists()
         )

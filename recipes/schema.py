@@ -102,7 +102,11 @@ class ExportConfig(_Part):
     """How the engine's graph is written."""
 
     head: Literal["keep", "f16", "int8"] = Field(
-        default="keep", description="how the logits matrix is stored (a copy; embedding rows stay)"
+        default="keep",
+        description="how the logits matrix is stored: a copy, where the embedding it is tied to is stored otherwise",
+    )
+    embedding: Literal["keep", "f16", "int8"] = Field(
+        default="keep", description="how the embedding rows are stored"
     )
 
 
