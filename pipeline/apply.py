@@ -113,12 +113,13 @@ class _Run:
                     index, self.folder.work(name) if self.folder else Path(temporary, name)
                 )
         layers = layer_table(self.pared.model, self.pared.masks, self.pared.quantization)
+        parameters = sum(p.numel() for p in self.pared.model.parameters())
         report: dict[str, Any] = {
             "model": self.ref,
             "versions": versions(),
             "evaluate": self.exam.describe() if self.exam else None,
             "before": before,
-            "after": {"sparsity": sparsity(layers)},
+            "after": {"sparsity": sparsity(layers), "parameters": parameters},
             "stages": self.stages,
             "layers": layers,
         }
@@ -135,6 +136,7 @@ class _Run:
         if not before:
             model = self.pared.model
             before["sparsity"] = sparsity(layer_table(model, self.pared.masks, {}))
+            before["parameters"] = sum(p.numel() for p in model.parameters())
             before["bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
         if self.exam and "perplexity" not in before:
             progress = _within(self.progress, "before")
