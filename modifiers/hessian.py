@@ -87,10 +87,12 @@ def inverse_factor(hessian: torch.Tensor, dampening_frac: float) -> Factor:
         double = attempt > 0
         damped = matrix.double() if double else matrix.clone()
         damped.diagonal().add_(fraction * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        # H backwards is M M^T, so H is R R^T with R = M backwards, which is upper, and U = R^-1
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not int(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not int(failed) and bool(upper.isfinite().all()):
+            eye = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+            upper = torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1)
+            if bool(upper.isfinite().all()):
                 return Factor(upper.float(), dead, fraction, double)
     raise ModelError(
         f"the Hessian of {hessian.shape[0]} inputs has no Cholesky factor even with dampening_frac {fraction:g};"
