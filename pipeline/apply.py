@@ -22,6 +22,7 @@ from .pared import Pared
 from .report import REPORT, layer_table, read_report, sparsity, versions, write_report
 from .runfolder import RunFolder
 from .sources import data_fingerprint
+from .teachers import Teachers
 from .train import run_training
 
 
@@ -155,7 +156,7 @@ class _Run:
             seed=_seed(stage),
             masks=self.pared.masks,
             quantization=self.pared.quantization,
-            load_teacher=lambda teacher: load_model(self.ref if teacher == "self" else teacher)[0],
+            load_teacher=Teachers(self.ref),
         )
         entry: dict[str, Any] = {"name": stage.name, "run": stage.run}
         if stage.training is None:
