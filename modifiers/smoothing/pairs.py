@@ -1,4 +1,4 @@
-"""What feeds which Linears in a block, channel by channel: found by watching it compute, proved by trying, for any architecture."""
+"""What feeds which Linears of a block: found by watching it compute, proved by trying, for any architecture."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Pair:
     """A source, a norm or a Linear, and the Linears that read what it makes: all readers there are.
 
-    index: int64 [inputs of the consumers], the source's channel that each of their inputs follows; None for a norm,
-    where it is the input's own number. With grouped queries one channel of v is followed by several inputs of o.
+    index: int64 [inputs of the consumers], the source's channel that each of their inputs follows, -1 where that is
+    not known; None for a norm, where it is the input's own number. With grouped queries one channel of v is followed
+    by several inputs of o.
     """
 
     name: str
@@ -42,12 +43,21 @@ class Pair:
         """The largest of each source channel's values, from values >= 0 by consumer input; f32 [width]."""
         if self.index is None:
             return largest
+        known = self.index >= 0
         found = torch.zeros(self.width, dtype=largest.dtype, device=largest.device)
-        return found.scatter_reduce(0, self.index, largest, "amax")
+        return found.scatter_reduce(0, self.index[known], largest[known], "amax")
 
     def spread(self, scale: torch.Tensor) -> torch.Tensor:
-        """A value per source channel [width] as a value per consumer input."""
-        return scale if self.index is None else scale[self.index]
+        """A scale per source channel [width] as one per consumer input; 1 where not all readers are known."""
+        if self.index is None:
+            return scale
+        return torch.where(self.index < 0, 1.0, self._allowed(scale)[self.index])
+
+    def _allowed(self, scale: torch.Tensor) -> torch.Tensor:
+        if self.index is None:
+            return scale
+        readers = torch.bincount(self.index[self.index >= 0], minlength=self.width)
+        return torch.where(readers == self.index.numel() // self.width, scale, 1.0)
 
     @torch.no_grad()
     def fold(self, scale: torch.Tensor) -> None:
@@ -56,10 +66,10 @@ class Pair:
         if weight.ndim == 1:
             weight.copy_((weight.float() + self.offset) / scale - self.offset)
         else:
-            weight.copy_(weight.float() / scale.unsqueeze(1))
+            weight.copy_(weight.float() / self._allowed(scale).unsqueeze(1))
         bias = getattr(self.source, "bias", None)
         if bias is not None:
-            bias.copy_(bias.float() / scale)
+            bias.copy_(bias.float() / self._allowed(scale))
         for linear in self.consumers.values():
             linear.weight.copy_(linear.weight.float() * self.spread(scale))
 

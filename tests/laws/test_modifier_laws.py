@@ -18,12 +18,14 @@ ONESHOT = [
 ]
 TRAIN = [cls for cls in ALL if "train" in cls.stages]
 CANDIDATES: dict[str, Any] = {"sparsity": 0.6, "teacher": "dense", "init_lr": 3e-3}
+OWN: dict[str, dict[str, Any]] = {"AWQ": {"group_size": 16}}
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
 def make(cls: type[Modifier], **window: float) -> Modifier:
     """A modifier with the settings it needs."""
     fields = {key: value for key, value in CANDIDATES.items() if key in cls.model_fields}
+    fields |= OWN.get(cls.key(), {})
     return cls(**fields, **window)
 
 
