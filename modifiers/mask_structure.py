@@ -86,9 +86,13 @@ class MaskStructure(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.text!r})"
 
+    def divides(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight [out, in] can be cut into this pattern."""
+        return shape[0] % self.rows == 0 and shape[1] % self.columns == 0
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises ModelError when a weight [out, in] can't be cut into this pattern."""
-        if shape[0] % self.rows or shape[1] % self.columns:
+        if not self.divides(shape):
             raise ModelError(
                 f"{name} is {shape[0]} x {shape[1]}, which {self.text} does not divide: it takes multiples of"
                 f" {self.rows} x {self.columns}; put it in `ignore` or choose another mask_structure"

@@ -1,0 +1,59 @@
+"""Sensitivity: every layer is tried at several sparsities, and all end where removing more costs the loss the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from .budget import Option, spread
+from .profile import Place, Profile, Share
+from .survey import Survey
+from .trial import curve
+
+if TYPE_CHECKING:
+    from ...blocks import Block
+    from ...session import Session
+
+TRIED, FINE = (
+    5,
+    81,
+)  # sparsities that are tried, and those between which a loss is taken to be linear
+
+
+class Sensitivity(Profile):
+    """Equal marginal loss: minimise the sum over layers of loss(sparsity), for a given number of weights in all.
+
+    loss is the output error that a short ADMM leaves, each output's times how much the model's loss minds it: a
+    diagonal approximation of the Fisher information, which makes errors of different layers comparable. Every layer
+    stays within `reach` of the sparsity asked for, since a quadratic model of the loss says little far away.
+    """
+
+    needs_pass: ClassVar[bool] = True
+
+    def __init__(self, structure: str, sparsity: float, reach: float, samples: int) -> None:
+        self.low, self.high = max(sparsity - reach, 0.01), min(sparsity + reach, 0.99)
+        self.tried = torch.linspace(self.low, self.high, TRIED, dtype=torch.float64).tolist()
+        self.survey = Survey({structure: self.tried}, samples)
+
+    def observe(
+        self,
+        session: Session,
+        block: Block,
+        linears: dict[str, nn.Linear],
+        places: dict[str, Place],
+        found: dict[str, Any],
+    ) -> None:
+        self.survey.observe(session, block, linears, places, found)
+
+    def allocate(
+        self, places: dict[str, Place], found: dict[str, Any], structure: str, sparsity: float
+    ) -> dict[str, Share]:
+        fine = torch.linspace(self.low, self.high, FINE, dtype=torch.float64).tolist()
+        options = {}
+        for name, place in places.items():
+            losses = curve(self.tried, [error for error, _, _ in found[name][structure]], fine)
+            options[name] = [Option(s * place.size, e) for s, e in zip(fine, losses, strict=True)]
+        saved = spread(options, sparsity * sum(place.size for place in places.values()))
+        return {n: Share(structure, saved[n] / place.size) for n, place in places.items()}
