@@ -41,6 +41,42 @@ def test_wanda_removes_the_lowest_of_each_row():
     assert torch.equal(after[mask], weight[mask])
 
 
+@pytest.mark.parametrize(("structure", "height", "width"), [("1x4", 1, 4), ("4x1", 4, 1)])
+def test_wanda_removes_the_lowest_blocks_of_each_row_of_blocks(structure, height, width):
+    _, x, gram = layer()
+    weight = torch.randn(8, 16)
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    algorithm = Wanda(sparsity=0.5, mask_structure=structure)
+    ((after, mask),) = prune(algorithm, gram, [weight], [kept])
+    for top in range(0, 8, height):
+        rows = range(top, top + height)
+        scores = {}
+        for left in range(0, 16, width):
+            block = [(i, j) for i in rows for j in range(left, left + width)]
+            scores[left] = sum(float(weight[i, j] * x[:, j].norm()) ** 2 for i, j in block)
+        lowest = sorted(scores, key=lambda left: scores[left])[: len(scores) // 2]
+        for left in scores:
+            assert (mask[top : top + height, left : left + width] == (left not in lowest)).all()
+    assert torch.equal(after[mask], weight[mask])
+
+
+@pytest.mark.parametrize("structure", ["2:4", "3:8"])
+def test_wanda_keeps_the_highest_of_every_group(structure):
+    weight, x, gram = layer()
+    n, m = map(int, structure.split(":"))
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    ((_, mask),) = prune(Wanda(mask_structure=structure), gram, [weight], [kept])
+    for row in range(6):
+        for left in range(0, 16, m):
+            score = {
+                j: abs(float(weight[row, j])) * float(x[:, j].norm()) for j in range(left, left + m)
+            }
+            highest = sorted(score, key=lambda j: score[j])[m - n :]
+            assert mask[row, left : left + m].nonzero().flatten().tolist() == sorted(
+                j - left for j in highest
+            )
+
+
 def damped(gram: Gram, fraction: float) -> torch.Tensor:
     """The Gram matrix that ADMM's errors are measured by: of inputs as they are, in fp64."""
     matrix = gram.matrix.double()
