@@ -9,11 +9,12 @@ from pydantic import Field
 
 from ..quantization.schemes import Preset, WeightObserver, preset
 from .output_error import Name, OutputError
-from .pair_smoothing import Inputs, _PairSmoothing
+from .pair_smoothing import _PairSmoothing
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..quantization.inputs import Inputs
     from .pairs import Pair
 
 

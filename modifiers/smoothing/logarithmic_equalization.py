@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .pair_smoothing import Inputs, _PairSmoothing
+from .pair_smoothing import _PairSmoothing
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..quantization.inputs import Inputs
     from .pairs import Pair
 
 

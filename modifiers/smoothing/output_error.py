@@ -18,8 +18,8 @@ from ..quantization.observers import MinMax, weight_scale
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..quantization.inputs import Inputs
     from ..quantization.schemes import ConfigGroup
-    from .pair_smoothing import Inputs
     from .pairs import Pair
 
 Name = float | str

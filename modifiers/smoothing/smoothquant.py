@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from ..quantization.noise_model import NoiseModel
 from ..quantization.schemes import Preset, preset
-from .noise_model import NoiseModel
 from .output_error import Name, OutputError
-from .pair_smoothing import Inputs, _PairSmoothing, weight_maxima
+from .pair_smoothing import _PairSmoothing, weight_maxima
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..quantization.inputs import Inputs
     from .pairs import Pair
 
 GRID = [step / 10 for step in range(11)]

@@ -10,12 +10,12 @@ from torch import nn
 from paring.errors import ModelError
 from paring.modifiers import Session
 from paring.modifiers.blocks import Stream
+from paring.modifiers.quantization.inputs import Inputs
+from paring.modifiers.quantization.noise_model import NoiseModel
 from paring.modifiers.quantization.quantization import Quantization
 from paring.modifiers.quantization.schemes import preset
 from paring.modifiers.smoothing.awq import AWQ
-from paring.modifiers.smoothing.noise_model import NoiseModel
 from paring.modifiers.smoothing.output_error import OutputError
-from paring.modifiers.smoothing.pair_smoothing import Inputs
 from paring.modifiers.smoothing.pairs import Pair, find_pairs
 from paring.modifiers.smoothing.smoothquant import SmoothQuant
 
@@ -78,7 +78,7 @@ def test_an_input_that_is_always_zero_is_left_alone(pico, calibration):
     model = pico()
     mlp = model.get_submodule(MLP)
     mlp.up_proj.weight.data[5] = 0
-    block, pair = pair_of(model, calibration, f"{MLP}.up_proj")
+    _, pair = pair_of(model, calibration, f"{MLP}.up_proj")
     assert pair.index[5] == -1
     assert pair.index[6] == 6
     down = mlp.down_proj.weight.clone()

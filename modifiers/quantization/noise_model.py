@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from ..quantization.schemes import ConfigGroup
-    from .pair_smoothing import Inputs
+    from .inputs import Inputs
+    from .schemes import ConfigGroup
 
     Spread = Callable[[torch.Tensor], torch.Tensor]
 
