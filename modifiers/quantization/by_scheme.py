@@ -45,7 +45,8 @@ class _SchemeQuantization(Modifier):
     @model_validator(mode="after")
     def _check_scheme(self) -> _SchemeQuantization:
         of_inputs = self.input_observer != "minmax"
-        own = not self.dynamic or self.group_size or self.observer != "minmax" or of_inputs
+        observes = self.observer != type(self).model_fields["observer"].default or of_inputs
+        own = not self.dynamic or self.group_size or observes
         if self.scheme is None and self.config_groups and own:
             raise ValueError(
                 "dynamic, group_size and the observers belong to scheme; config_groups have their own"
@@ -118,12 +119,17 @@ def linear_of(session: Session, name: str) -> nn.Linear:
     return linear
 
 
-def observe_static_inputs(block: Block, schemes: Mapping[str, ConfigGroup]) -> dict[str, MinMax]:
-    """One replay of the block for those of the Linears that have static inputs; their observers."""
-    static = {
+def static_observers(schemes: Mapping[str, ConfigGroup]) -> dict[str, MinMax]:
+    """New observers for those of the Linears that have static inputs."""
+    return {
         name: input_observer(scheme.input_activations.observer)
         for name, scheme in schemes.items()
         if scheme.input_activations and not scheme.input_activations.dynamic
     }
+
+
+def observe_static_inputs(block: Block, schemes: Mapping[str, ConfigGroup]) -> dict[str, MinMax]:
+    """One replay of the block for those of the Linears that have static inputs; their observers."""
+    static = static_observers(schemes)
     block.run({name: observer.add for name, observer in static.items()})
     return static

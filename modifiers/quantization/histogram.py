@@ -76,3 +76,12 @@ class LeastError(Histogram):
 def input_observer(name: InputObserver) -> MinMax:
     """A new observer of that name."""
     return {"minmax": MinMax, "percentile": Percentile, "mse": LeastError}[name]()
+
+
+def static_observers(schemes: Mapping[str, ConfigGroup]) -> dict[str, MinMax]:
+    """A new observer for each of the Linears that have static inputs."""
+    return {
+        name: input_observer(scheme.input_activations.observer)
+        for name, scheme in schemes.items()
+        if scheme.input_activations and not scheme.input_activations.dynamic
+    }

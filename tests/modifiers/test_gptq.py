@@ -8,15 +8,8 @@ from paring.modifiers import Session
 from paring.modifiers.pruning.admm import ADMMPruning
 from paring.modifiers.pruning.sparsegpt import SparseGPT
 from paring.modifiers.quantization.gptq import GPTQ
-from paring.modifiers.quantization.layer import (
-    dequantize_weight,
-    fake_quantize_dynamic,
-    fake_quantize_static,
-)
-from paring.modifiers.quantization.observers import MinMax
+from paring.modifiers.quantization.layer import dequantize_weight
 from paring.modifiers.quantization.quantization import Quantization
-from paring.modifiers.quantization.rounded_inputs import RoundedInputs
-from paring.modifiers.quantization.schemes import InputArgs
 
 UP = "model.layers.0.mlp.up_proj"
 SCHEMES = [("W8A8", True), ("W8A8", False), ("W8A16", True), ("W4A16", True), ("W4A8", True)]
@@ -79,56 +72,13 @@ def test_in_the_same_pass_every_pruned_weight_stays_zero(
     assert set(session.report["GPTQ"]["errors"]) == set(session.quantization)
 
 
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_the_target_is_the_ridge_regression_on_rounded_inputs(dynamic):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 50, 8, generator=generator)
-    weight = torch.randn(5, 8, generator=generator)
-    static = None if dynamic else MinMax()
-    if static:
-        static.add(x)
-    inputs = RoundedInputs(InputArgs(dynamic=dynamic), static)
-    for batch in x:
-        inputs.add(batch)
-    rows = x.reshape(-1, 8)
-    rounded = (
-        fake_quantize_dynamic(rows) if dynamic else fake_quantize_static(rows, *static.qparams())
-    )
-    assert torch.allclose(inputs.gram.matrix, rounded.T @ rounded, rtol=1e-5, atol=1e-3)
-    ridge = 0.3
-    damped = inputs.gram.matrix + ridge * torch.eye(8)
-    design = torch.cat([rounded, ridge**0.5 * torch.eye(8)])  # pulls towards `weight`
-    wanted = torch.cat([rows @ weight.T, ridge**0.5 * weight.T])
-    expected = torch.linalg.lstsq(design.double(), wanted.double()).solution.T
-    assert torch.allclose(inputs.target(weight, damped).double(), expected, atol=1e-4)
-
-
-def test_each_linear_sees_what_those_before_it_give_now(pico, calibration, monkeypatch):
-    """o_proj's Gram matrix is of the quantized q, k and v."""
-    name = "model.layers.0.self_attn.o_proj"
-    seen = {}
-    original = GPTQ._problem
-
-    def watch(self, inputs):
-        seen[inputs.gram.matrix.shape[0], len(seen)] = inputs.gram.matrix.clone()
-        return original(self, inputs)
-
-    monkeypatch.setattr(GPTQ, "_problem", watch)
-    model = pico()
-    Session(model, [GPTQ(scheme="W4A16", group_size=16)]).run_oneshot(calibration)
-    x = inputs_of(model, name, calibration)
-    grams = list(seen.values())
-    assert len(grams) == 8  # qkv, o, gate and up, down; of two blocks
-    assert torch.allclose(grams[1], x.T @ x, rtol=1e-4, atol=1e-4)
-
-
 def test_activation_order_is_by_falling_diagonal_and_groups_stay(pico, calibration, monkeypatch):
     orders = []
     original = GPTQ._problem
 
-    def watch(self, inputs):
-        problem = original(self, inputs)
-        orders.append((problem.order, inputs.gram.matrix.diagonal()))
+    def watch(self, gram):
+        problem = original(self, gram)
+        orders.append((problem.order, gram.matrix.diagonal()))
         return problem
 
     monkeypatch.setattr(GPTQ, "_problem", watch)
