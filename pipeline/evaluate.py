@@ -40,11 +40,11 @@ class Exam:
 
     @classmethod
     def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Exam:
-        """The first `windows` windows of `length` tokens, or the first `samples` rows where there is an `answer`.
+        """The first `windows` windows of `length` tokens, or the first `samples` rows where there are answers.
 
         Raises DataError when there are fewer than asked for.
         """
-        if config.answer is not None:
+        if config.has_answers:
             items = prompts_with_answers(config, tokenizer)
             return cls(config.dataset, config.split, [], items)
         tokens, length = evaluation_tokens(config, tokenizer), config.length

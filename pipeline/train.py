@@ -17,9 +17,10 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
+from ..modifiers.distillation.teacher import model_inputs
 from ..progress import Progress
-from .data import Examples, collate
 from .durable import sync_tree, write_whole
+from .examples import Examples, ExampleStream, collate
 
 if TYPE_CHECKING:
     from ..modifiers import Session
@@ -33,7 +34,7 @@ LARGEST_GRADIENT_NORM = 1.0  # gradients are scaled down to it, after the masks 
 def run_training(
     session: Session,
     config: TrainingConfig,
-    examples: Examples,
+    examples: Examples | ExampleStream,
     work: Path,
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
@@ -88,7 +89,7 @@ class SessionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        outputs = model(**inputs, use_cache=False)
+        outputs = model(**model_inputs(inputs), labels=inputs["labels"], use_cache=False)
         loss = self.session.loss(outputs.loss, inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
