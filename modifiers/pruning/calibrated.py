@@ -110,6 +110,9 @@ class _CalibratedPruning(Modifier):
         """
         raise NotImplementedError
 
+    def on_initialize(self, session: Session) -> None:
+        self._found, self._plan = {}, {}
+
     def on_observe(self, session: Session, block: Block) -> None:
         profile = self._profile()
         assert profile is not None
@@ -157,6 +160,7 @@ class _CalibratedPruning(Modifier):
         asked = 0.0 if self.mask_structure == AUTO else self._share("").sparsity
         plan = profile.allocate(everywhere, self._found, self.mask_structure, asked)
         self._plan = {name: list(share) for name, share in plan.items()}
+        self._found = {}  # served its purpose: the state need not carry it on
         session.section(self)["sparsity_profile"] = self.sparsity_profile
 
     def _task(self, session: Session, name: str, linear: nn.Linear) -> Layer:

@@ -425,3 +425,11 @@ def test_a_run_killed_in_either_pass_resumes(pico, calibration, tmp_path, settin
 def test_settings_that_contradict_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         SparseGPT(**settings)
+
+
+def test_a_modifier_used_again_looks_again(pico, calibration):
+    modifier = Wanda(sparsity=0.5, sparsity_profile="owl", ignore=["lm_head"])
+    first = plan(pico(0, layers=3), modifier, calibration)
+    second = plan(pico(1, layers=3), modifier, calibration)
+    assert first != second
+    assert not modifier._found

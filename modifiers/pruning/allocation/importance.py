@@ -48,7 +48,7 @@ def importance(
     for name, value in total.items():
         if not bool(value.isfinite().all()) or not bool(value.any()):
             raise ModelError(
-                f"{name}: the loss has no finite gradient by its outputs; check the model and the calibration data"
+                f"{name}: the loss has no finite gradient by its outputs; check the model, or raise importance_samples"
             )
     return {name: value / tokens.numel() for name, value in total.items()}
 
