@@ -10,9 +10,7 @@ from torch import nn
 
 from ...errors import ModelError
 from ..base import Modifier
-from .histogram import input_observer
 from .layer import LayerQuantization, attach
-from .observers import MinMax
 from .schemes import ConfigGroup, InputObserver, Preset, WeightObserver, preset
 from .skip import Skip
 
@@ -107,8 +105,9 @@ class _SchemeQuantization(Modifier):
 
     def _choose_skipped(self, session: Session) -> list[str]:
         if self._skipped is None:
+            sizes = {name: linear_of(session, name).weight.numel() for name in self._scores}
             section = session.section(self)
-            self._skipped = self.skip.choose(self._scores, section) if self.skip else []
+            self._skipped = self.skip.choose(self._scores, sizes, section) if self.skip else []
         return self._skipped
 
 
@@ -117,19 +116,3 @@ def linear_of(session: Session, name: str) -> nn.Linear:
     linear = session.model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
     return linear
-
-
-def static_observers(schemes: Mapping[str, ConfigGroup]) -> dict[str, MinMax]:
-    """New observers for those of the Linears that have static inputs."""
-    return {
-        name: input_observer(scheme.input_activations.observer)
-        for name, scheme in schemes.items()
-        if scheme.input_activations and not scheme.input_activations.dynamic
-    }
-
-
-def observe_static_inputs(block: Block, schemes: Mapping[str, ConfigGroup]) -> dict[str, MinMax]:
-    """One replay of the block for those of the Linears that have static inputs; their observers."""
-    static = static_observers(schemes)
-    block.run({name: observer.add for name, observer in static.items()})
-    return static

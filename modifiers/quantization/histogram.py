@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ...errors import ModelError
 from .layer import fake_quantize_static
 from .observers import MinMax, qparams
-from .schemes import InputObserver
+from .schemes import ConfigGroup, InputObserver
 
 DROPPED_BITS = 15  # of a float32; what is left is sign, exponent and 8 bits of mantissa
 BINS = 2 ** (32 - DROPPED_BITS)

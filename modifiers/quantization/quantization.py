@@ -11,7 +11,8 @@ from ...errors import ModelError
 from ..base import Modifier
 from ..blocks import Stream
 from .aware import AwareLinear
-from .by_scheme import _SchemeQuantization, linear_of, observe_static_inputs
+from .by_scheme import _SchemeQuantization, linear_of
+from .histogram import static_observers
 from .layer import attach
 from .observers import Importance, round_linear, weight_scale
 from .schemes import ConfigGroup
@@ -108,7 +109,8 @@ class Quantization(_SchemeQuantization):
             self._aware[name].load_state_dict(saved)
 
     def quantize(self, session: Session, block: Block, schemes: Mapping[str, ConfigGroup]) -> None:
-        static = observe_static_inputs(block, schemes)
+        static = static_observers(schemes)
+        block.run({name: observer.add for name, observer in static.items()})
         importance = {
             name: Importance()
             for name, scheme in schemes.items()
