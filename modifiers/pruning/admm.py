@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
+from torch import nn
 
-from ...errors import ModelError
+from ...errors import DataError, ModelError
 from ..hessian import Gram
+from ..mask_structure import MaskStructure
 from ..precision import fast_float32
-from .calibrated import Layer, _CalibratedPruning
+from .allocation.profile import places
+from .calibrated import AUTO, _CalibratedPruning
+from .layer import Layer
 from .least_squares import conjugate_gradients
+from .output_weights import output_shares, output_weights
+
+if TYPE_CHECKING:
+    from ..blocks import Block
+    from ..session import Session
 
 PERIOD = 3  # iterations between two looks at the mask
 TOLERANCE = 1e-6
@@ -29,6 +38,9 @@ class ADMMPruning(_CalibratedPruning):
     Both papers scale the inputs to unit norm, which makes the magnitude of a weight Wanda's score. Here each input is
     scaled by 1 / sqrt((H^-1)_jj) instead, which makes it the score of the optimal brain surgeon: what removing the
     weight costs when all others make up for it. On SmolLM2-135M that lowers the layers' errors by a tenth to a fifth.
+
+    Before the first block, a backward pass over a few calibration samples tells how much the loss minds an error at
+    each output of each Linear (`output_importance`); a mask that spans outputs removes more where it matters less.
     """
 
     iterations: int = Field(default=150, ge=1)
@@ -41,6 +53,26 @@ class ADMMPruning(_CalibratedPruning):
     """The penalty that pulls weights to the mask, at first; a fraction of the scaled Gram matrix's mean diagonal."""
     conjugate_gradient_steps: int = Field(default=10, ge=0)
     """Steps of the finish at most."""
+    output_importance: bool = True
+    """Weigh the errors of a Linear's outputs by how much the loss minds them, from `importance_samples` samples."""
+
+    _shares: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
+
+    def on_block(self, session: Session, block: Block) -> None:
+        if self._weighs_outputs() and not self._shares:
+            if session.calibration is None:
+                raise DataError(f"{block.reader} needs calibration data; give the stage `data:`")
+            names = places(session, self.targets, self.ignore)
+            found = session.modules(list(names))
+            linears = {name: module for name, module in found if isinstance(module, nn.Linear)}
+            tokens = session.calibration[: self.importance_samples]
+            self._shares = output_shares(session.model, linears, tokens, session.seed)
+        super().on_block(session, block)
+
+    def _weighs_outputs(self) -> bool:
+        """N:M compares only weights of one output."""
+        fixed = self.mask_structure != AUTO and MaskStructure.parse(self.mask_structure).sparsity
+        return self.output_importance and not fixed
 
     def prune(
         self,
@@ -50,13 +82,19 @@ class ADMMPruning(_CalibratedPruning):
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         with fast_float32():
             inputs = _Inputs.of(gram, self.dampening_frac)
-            results = [self._solve(layer, inputs) for layer in layers]
+            results = [self._solve(layer, inputs, gram) for layer in layers]
         notes["iterations"] = max(iterations for _, _, iterations in results)
         return [(weight, mask) for weight, mask, _ in results]
 
-    def _solve(self, layer: Layer, inputs: _Inputs) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """The new weight, its mask, and the iterations it took. w, z and u are [out, in], in scaled inputs."""
-        w = layer.weight * inputs.scale
+    def _solve(
+        self, layer: Layer, inputs: _Inputs, gram: Gram
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The new weight, its mask, and the iterations it took. w, z and u are [out, in], scaled on both sides."""
+        scale = inputs.scale.expand_as(layer.weight)
+        if layer.name in self._shares:
+            share = self._shares[layer.name]
+            scale = scale * output_weights(share, layer.weight, gram).unsqueeze(1)
+        w = layer.weight * scale
         alive = layer.kept & ~inputs.dead
         target = w @ inputs.gram
         rho = self.rho * float(inputs.gram.diagonal().mean())
@@ -93,7 +131,7 @@ class ADMMPruning(_CalibratedPruning):
             steps=self.conjugate_gradient_steps,
             tolerance=TOLERANCE,
         )
-        return weight / inputs.scale, mask, iteration
+        return weight / scale, mask, iteration
 
     def _ramp(self, iteration: int, sparsity: float) -> float:
         left = max(0.0, 1 - iteration / self.ramp_iterations)
