@@ -77,6 +77,7 @@ class Session:
         self._windows: list[Window] = []
         self._phase: list[Literal["waiting", "active", "ended"]] = ["waiting"] * len(self.modifiers)
         self._logs: dict[str, tuple[float, int]] = {}
+        self._progress: Progress | None = None
         for layer in self.quantization.values():
             attach(layer)
 
@@ -141,6 +142,11 @@ class Session:
 
     # one-shot
 
+    def tell(self, modifier: Modifier, what: str, done: int, total: int) -> None:
+        """Move the progress bar of a part of a modifier's work on the whole model, which the walk can't see into."""
+        if self._progress is not None:
+            self._progress(f"{self.label(modifier)} ({what})", done, total)
+
     def run_oneshot(
         self,
         calibration: torch.Tensor | None = None,
@@ -155,7 +161,7 @@ class Session:
         """
         self.run = "oneshot"
         self._allowed("oneshot")
-        self.calibration = calibration
+        self.calibration, self._progress = calibration, progress
         training = self.model.training
         self.model.eval()
         try:

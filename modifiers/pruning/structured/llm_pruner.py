@@ -130,7 +130,11 @@ class LLMPruner(Modifier):
         tokens = None
         if self.importance != "magnitude":
             tokens = self._calibration(session)[: self.samples]
-        cost = importance(model, linears, self.importance, tokens)
+
+        def seen(count: int) -> None:
+            session.tell(self, "gradients", count, 0 if tokens is None else len(tokens))
+
+        cost = importance(model, linears, self.importance, tokens, seen)
         rows = {name: matrix.sum(dim=1) for name, matrix in cost.items()}
         columns = {name: matrix.sum(dim=0) for name, matrix in cost.items()}
         gone: dict[str, list[list[Unit]]] = {}
@@ -171,6 +175,7 @@ class LLMPruner(Modifier):
                     after = compensate(before, gram.matrix, kept, self.dampening_frac, mask)
                     errors[full] = {"removed": plain, "updated": gram.relative_error(before, after)}
                 linear.weight.data.copy_(after)
+            session.tell(self, "blocks", index + 1, len(stream.blocks))
 
     def _calibration(self, session: Session) -> torch.Tensor:
         if session.calibration is None:
