@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ....errors import ModelError
+from ..least_squares import conjugate_gradients
 
 STEPS = 50
 
@@ -37,26 +38,10 @@ def compensate(
     if mask is None:
         change = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(inside)).T
     else:
-        change = _on_support(inside, wanted, mask[:, kept])
+        start = torch.zeros_like(wanted)
+        change, _ = conjugate_gradients(
+            start, wanted, inside, mask[:, kept], steps=STEPS, tolerance=1e-6
+        )
     result = torch.zeros_like(weight)
     result[:, kept] = weight[:, kept] + change.to(weight.dtype)
     return result
-
-
-def _on_support(matrix: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Rows x with x matrix = wanted as nearly as the mask lets them: conjugate gradients, scaled by the diagonal."""
-    x = torch.zeros_like(wanted)
-    residual = wanted * mask
-    scale = matrix.diagonal().reciprocal()
-    direction = residual * scale
-    energy = (residual * direction).sum(dim=1, keepdim=True)
-    for _ in range(STEPS):
-        image = (direction @ matrix) * mask
-        curvature = (direction * image).sum(dim=1, keepdim=True)
-        step = energy / curvature.clamp_min(torch.finfo(x.dtype).tiny)
-        x += step * direction
-        residual -= step * image
-        scaled = residual * scale
-        before, energy = energy, (residual * scaled).sum(dim=1, keepdim=True)
-        direction = scaled + energy / before.clamp_min(torch.finfo(x.dtype).tiny) * direction
-    return x
