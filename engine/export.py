@@ -14,7 +14,7 @@ from ..errors import GraphError
 from ..progress import Progress
 from .checkpoint import Checkpoint
 from .compressed import Weight, Weights
-from .graph import Activation, Embedding, Head, Linear, Norm, Op
+from .graph import Activation, Attention, Embedding, Head, Linear, Norm, Op
 from .graph_writer import GraphWriter
 from .lowering import Program, lower
 
@@ -114,6 +114,9 @@ class _Exporter:
                 self.vector(op.bias)
             elif isinstance(op, Head):
                 op = self.logits(op)
+            elif isinstance(op, Attention):
+                self.cache_scale(op.k_scale, op.kv_heads)
+                self.cache_scale(op.v_scale, op.kv_heads)
             elif isinstance(op, Linear):
                 self.matrix(op.weight)
                 self.vector(op.bias)
@@ -125,6 +128,17 @@ class _Exporter:
     def vector(self, name: str | None) -> None:
         if name is not None:
             self.writer.vector(name, self.source.float32(name))
+
+    def cache_scale(self, name: str | None, kv_heads: int) -> None:
+        """A scale per head; one per tensor is repeated."""
+        if name is None:
+            return
+        values = self.source.float32(name).reshape(-1)
+        if values.size not in (1, kv_heads) or not (values > 0).all():
+            raise GraphError(
+                f"{self.source.folder}: {name} must be 1 or {kv_heads} positive scales"
+            )
+        self.writer.vector(name, np.full(kv_heads, values, np.float32))
 
     def matrix(self, name: str, kind: str = "Linear", dense: bool = False) -> None:
         self.write(name, self.weights.read(name.removesuffix(".weight"), kind), dense)

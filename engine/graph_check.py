@@ -237,4 +237,8 @@ class _Program:
                 self.where, f"cache {op.cache} is taken, or is not one of {self.graph.model.caches}"
             )
         self.caches.add(op.cache)
+        if (op.k_scale is None) != (op.v_scale is None):
+            fault(self.where, "k_scale and v_scale go together")
+        self.vector(op.k_scale, op.kv_heads)
+        self.vector(op.v_scale, op.kv_heads)
         return self.read(op.q, op.heads * op.head_dim)

@@ -28,6 +28,7 @@ from . import oneshot
 from .base import Modifier
 from .masks import Masks
 from .precision import fast_float32
+from .quantization.cache import CacheQuantization
 from .quantization.layer import LayerQuantization, attach, detach
 from .schedule import Window, per_unit, to_step
 from .targets import select
@@ -49,6 +50,7 @@ class Session:
         seed: int = 0,
         masks: Masks | None = None,
         quantization: dict[str, LayerQuantization] | None = None,
+        caches: dict[str, CacheQuantization] | None = None,
         load_teacher: Callable[[str], nn.Module] | None = None,
     ) -> None:
         self.model = model
@@ -59,6 +61,7 @@ class Session:
         self.generator = torch.Generator().manual_seed(seed)
         self.masks = Masks() if masks is None else masks
         self.quantization = {} if quantization is None else quantization
+        self.caches = {} if caches is None else caches
         self.load_teacher = load_teacher
         self.report: dict[str, dict[str, Any]] = {}
         self.teachers: dict[str, nn.Module] = {}
@@ -80,6 +83,8 @@ class Session:
         self._progress: Progress | None = None
         for layer in self.quantization.values():
             attach(layer)
+        for cache in self.caches.values():
+            cache.attach()
 
     # what modifiers read and write
 
@@ -252,6 +257,7 @@ class Session:
             "phase": list(self._phase),
             "masks": self.masks.state_dict(),
             "quantization": {name: layer.state_dict() for name, layer in self.quantization.items()},
+            "caches": {name: cache.state_dict() for name, cache in self.caches.items()},
             "report": self.report,
             "generator": self.generator.get_state(),
             "modifiers": [{"key": m.key(), "state": m.state_dict()} for m in self.modifiers],
@@ -275,6 +281,12 @@ class Session:
             layer = LayerQuantization.from_state(self.model.get_submodule(name), saved)
             self.quantization[name] = layer
             attach(layer)
+        for cache in self.caches.values():
+            cache.detach()
+        self.caches.clear()
+        for name, saved in state["caches"].items():
+            self.caches[name] = CacheQuantization.from_state(self.model.get_submodule(name), saved)
+            self.caches[name].attach()
         self.report = state["report"]
         self.generator.set_state(state["generator"])
         for modifier, entry in zip(self.modifiers, state["modifiers"], strict=True):

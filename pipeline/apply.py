@@ -156,6 +156,7 @@ class _Run:
             seed=_seed(stage),
             masks=self.pared.masks,
             quantization=self.pared.quantization,
+            caches=self.pared.caches,
             load_teacher=Teachers(self.ref),
         )
         entry: dict[str, Any] = {"name": stage.name, "run": stage.run}
@@ -176,7 +177,9 @@ class _Run:
     def _write(self, folder: RunFolder, report: dict[str, Any]) -> None:
         """Stage checkpoint, graph and report, measure them, and move all of it into the output folder."""
         staged, pared, after = folder.empty_work("result"), self.pared, report["after"]
-        write_checkpoint(staged, pared.model, pared.tokenizer, pared.quantization, pared.masks)
+        write_checkpoint(
+            staged, pared.model, pared.tokenizer, pared.quantization, pared.masks, pared.caches
+        )
         if self.verify:
             verify_checkpoint(staged, pared.model)
         (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 from torch import nn
 
 from ...errors import ModelError
 from ..base import Modifier
+from .cache import calibrate
 from .layer import LayerQuantization, attach
 from .schemes import ConfigGroup, InputObserver, Preset, WeightObserver, preset
 from .skip import Skip
@@ -36,6 +37,8 @@ class _SchemeQuantization(Modifier):
     """Of `scheme`'s static inputs: minmax, percentile or mse."""
     skip: Skip | None = None
     """Layers to leave in floating point, chosen by measuring."""
+    kv_cache: Literal["int8"] | None = None
+    """int8: keys and values too, a static scale for each key/value head, calibrated in a one-shot stage."""
 
     _scores: dict[str, float] = PrivateAttr(default_factory=dict)
     _skipped: list[str] | None = PrivateAttr(default=None)
@@ -65,6 +68,10 @@ class _SchemeQuantization(Modifier):
         skipped = self._choose_skipped(session)
         schemes = {n: s for n, s in self._schemes(session, block).items() if n not in skipped}
         self.quantize(session, block, schemes)
+        if self.kv_cache:
+            for name, cache in calibrate(block).items():
+                session.caches[name] = cache
+                cache.attach()
         counts = session.section(self).setdefault("layers", {})
         for scheme in schemes.values():
             counts[scheme.name] = counts.get(scheme.name, 0) + 1

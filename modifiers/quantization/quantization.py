@@ -53,6 +53,10 @@ class Quantization(_SchemeQuantization):
     def on_initialize(self, session: Session) -> None:
         if session.run == "oneshot":
             return
+        if self.kv_cache is not None:
+            raise ModelError(
+                f"{session.label(self)}: kv_cache is calibrated in a one-shot stage; put it into one after training"
+            )
         if self.skip is not None:
             raise ModelError(
                 f"{session.label(self)}: skip measures layers in a one-shot stage; in training name them in `ignore`"
