@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SHARPNESS = (
     24  # of the p-norm that stands for the largest channel: all that are near it get a gradient
 )
-STEPS, RATE, PART = 64, 0.05, 512  # of descent; PART tokens in each step
+STEPS, RATE, PART = 64, 0.05, 512  # of descent; PART tokens and rows of weights in each step
 
 
 class NoiseModel:
@@ -45,31 +45,31 @@ class NoiseModel:
         # mean over tokens of x_j^2 / |y|^2: what a squared error of weight j costs
         self.importance = [share @ self.squares / len(share) for share in self.shares]
 
-    def __call__(self, scale: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+    def __call__(self, scale: torch.Tensor, step: int | None = None) -> torch.Tensor:
         """The expected error when inputs are divided and weights multiplied by `scale` [in] > 0; a scalar.
 
-        part: the tokens to look at.
+        step: not given, all tokens and rows; else an estimate from about PART of each, other ones at every step.
         """
         s2 = scale.square()
-        total = self._input_noise(scale, s2, part)
+        total = self._input_noise(scale, s2, _part(len(self.squares), step))
         for weight, importance in zip(self.weights, self.importance, strict=True):
-            total = total + self._weight_noise(weight * scale) @ (importance / s2)
+            rows = weight[_part(len(weight), step)]
+            noise = self._weight_noise(rows * scale) * (len(weight) / len(rows))
+            total = total + noise @ (importance / s2)
         return total / len(self.weights)
 
     def descend(self, start: torch.Tensor, spread: Spread) -> torch.Tensor:
         """The scale per source channel after Adam on the logarithm of `start` > 0, at a rate that falls to 0.
 
-        spread: makes of it the scale per input. Each step looks at the next PART tokens.
+        spread: makes of it the scale per input.
         """
-        parts = max(1, self.squares.shape[0] // PART)
         with torch.enable_grad():
             logarithm = start.detach().log().requires_grad_(True)
             optimizer = torch.optim.Adam([logarithm], lr=RATE)
             for step in range(STEPS):
                 optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
                 optimizer.zero_grad()
-                part = slice(step % parts, None, parts)
-                self(spread(logarithm.exp()), part).backward()
+                self(spread(logarithm.exp()), step).backward()
                 optimizer.step()
         return logarithm.detach().exp()
 
@@ -96,6 +96,11 @@ class NoiseModel:
         groups = weight.reshape(weight.shape[0], -1, args.group_size or weight.shape[1])
         step = groups.amax(dim=2, keepdim=True) / ((2**args.num_bits - 1) / 2)
         return torch.minimum(groups.square(), step.square() / 12).sum(dim=0).reshape(-1)
+
+
+def _part(count: int, step: int | None) -> slice:
+    parts = 1 if step is None else max(1, count // PART)
+    return slice((step or 0) % parts, None, parts)
 
 
 def _largest(values: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ LOWEST = -4
 
 @torch.no_grad()
 def channels_of(
-    block: Block, name: str, source: nn.Linear, reader: str, read: torch.Tensor
+    block: Block, source: nn.Linear, reader: str, read: torch.Tensor
 ) -> torch.Tensor | None:
     """int64 [inputs of the reader]: the channel of `source` [out, in] that each of them is proportional to.
 

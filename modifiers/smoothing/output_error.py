@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Name = float | str
 """What a candidate is called in the report: a strength, or `none`."""
-TOKENS = 1024  # on which each scale is tried
+TOKENS = 512  # on which each scale is tried
 
 
 class OutputError:

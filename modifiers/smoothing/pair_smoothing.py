@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pydantic import PrivateAttr
 
 from ...errors import ModelError
 from ..base import Modifier
 from ..quantization.inputs import Inputs
-from .pairs import Pair, find_pairs
+from .pairs import Channels, Pair, find_pairs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +27,9 @@ class _PairSmoothing(Modifier):
 
     stages: ClassVar[frozenset[str]] = frozenset({"oneshot"})
     preserves_function: ClassVar[bool] = True
+    transient: ClassVar[frozenset[str]] = frozenset({"_channels"})
+
+    _channels: Channels = PrivateAttr(default_factory=dict)
 
     def sources(self) -> Literal["norms", "all"]:
         """norms: only pairs whose source is a norm."""
@@ -43,7 +47,7 @@ class _PairSmoothing(Modifier):
     def on_block(self, session: Session, block: Block) -> None:
         targets = block.linears(self.targets, self.ignore)
         _refuse_quantized(session, targets)
-        pairs, refused = find_pairs(block)
+        pairs, refused = find_pairs(block, self._channels)
         wanted = ("norm", "linear") if self.sources() == "all" else ("norm",)
         pairs = [p for p in pairs if p.kind in wanted and targets.keys() & p.consumers.keys()]
         _refuse_quantized(

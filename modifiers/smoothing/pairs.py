@@ -79,14 +79,19 @@ class Pair:
         return [*self.source.parameters(recurse=False), *weights]
 
 
+Channels = dict[tuple[str, str], torch.Tensor]
+"""`channels_of`, where it is whole, by the names of source and reader in their block: alike in all blocks."""
+
+
 @torch.no_grad()
-def find_pairs(block: Block) -> tuple[list[Pair], list[str]]:
+def find_pairs(block: Block, channels: Channels | None = None) -> tuple[list[Pair], list[str]]:
     """The pairs of a block that can be smoothed exactly, and the names of norms that can't be.
 
     First norms, in the order in which they compute, then Linears (`channels_of` says which channel feeds which input).
     A pair is kept only if scaling it by powers of two leaves the block's output as it was: then no other operation
-    reads what the source makes.
+    reads what the source makes. `channels`: what earlier blocks were found to be like; added to.
     """
+    channels = {} if channels is None else channels
     before = block.outputs(batches=1)[0]  # moves the stream to this block: before there are hooks
     linears = {
         f"{block.name}.{name}": module
@@ -116,8 +121,13 @@ def find_pairs(block: Block) -> tuple[list[Pair], list[str]]:
             continue
         consumers = {n: linears[n] for n in order[position:] if _same(read[n], read[reader])}
         for name in order[:position]:
-            index = channels_of(block, name, linears[name], reader, read[reader])
+            key = name.removeprefix(block.name), reader.removeprefix(block.name)
+            index = channels.get(key)
             if index is None:
+                index = channels_of(block, linears[name], reader, read[reader])
+                if index is not None and bool((index >= 0).all()):
+                    channels[key] = index
+            if index is None or index.numel() != read[reader].shape[-1]:
                 continue
             pair = Pair(name, linears[name], consumers, index=index)
             if _is_exact(pair, block, before):
