@@ -382,6 +382,15 @@ def test_models_that_cannot_be_described_are_refused(calibration):
         prune(olmo, calibration)
 
 
+def test_a_model_that_is_not_its_config_is_refused(calibration):
+    other = make("llama")
+    other.model.layers[1].mlp.down_proj = nn.Linear(40, 32, bias=False)
+    with pytest.raises(ModelError, match="shapes are not those that its config says"):
+        prune(other, calibration)
+    with pytest.raises(ModelError, match="Sequential has no transformers config"):
+        prune(nn.Sequential(nn.Linear(4, 4)), calibration)
+
+
 def test_data_and_numbers_are_checked(calibration):
     with pytest.raises(DataError, match=r"needs calibration data; .* importance: magnitude"):
         prune(make("llama"), None)

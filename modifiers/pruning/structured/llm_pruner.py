@@ -12,6 +12,7 @@ from ....errors import DataError, LawError, ModelError
 from ...base import Modifier
 from ...blocks import Stream, find_blocks
 from ...hessian import Gram
+from ...sizes import shapes, twin
 from .compensation import compensate
 from .dependency import Unit, find_dependencies
 from .importance import Importance, importance
@@ -76,6 +77,10 @@ class LLMPruner(Modifier):
 
     def _choices(self, session: Session) -> list[Choice]:
         """What to remove of each kind, in the order in which a block computes; also into the report."""
+        if shapes(session.model) != shapes(twin(session.model, {})):
+            raise ModelError(
+                f"{session.label(self)}: the model's shapes are not those that its config says; mend the config first"
+            )
         removed = session.section(self).setdefault("removed", {})
         choices = []
         for dependency in find_dependencies(session.model, self._meant(session)):
