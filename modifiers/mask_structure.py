@@ -11,10 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from pydantic import AfterValidator
 
 from ..errors import ModelError
+
+NARROW = 32  # the widest windows that are sorted by a network
 
 _registry: dict[str, type[MaskStructure]] = {}
 
@@ -121,16 +124,59 @@ def keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     if removed >= scores.shape[1]:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if scores.shape[1] <= 64:
-        order = scores.argsort(dim=1, stable=True)
-        kept = torch.ones_like(scores, dtype=torch.bool)
-        return kept.scatter_(1, order[:, :removed], False)
-    limit = scores.kthvalue(removed, dim=1, keepdim=True).values
+    if scores.shape[1] <= NARROW:
+        columns = scores.T.contiguous()
+        limit = sort_columns(columns)[removed - 1]
+        return above(columns, limit, torch.full_like(limit, len(columns) - removed)).T
+    limit = _highest_removed(scores, removed)
     kept = scores > limit
     surplus = scores.shape[1] - removed - kept.sum(dim=1)
     for row in surplus.nonzero().flatten().tolist():  # ties at the limit: the rightmost stay
         ties = (scores[row] == limit[row]).nonzero().flatten()
         kept[row, ties[len(ties) - int(surplus[row]) :]] = True
+    return kept
+
+
+def _highest_removed(scores: torch.Tensor, removed: int) -> torch.Tensor:
+    """The `removed`th lowest of each row [rows, n], as [rows, 1]."""
+    if scores.device.type != "cpu":
+        return scores.kthvalue(removed, dim=1, keepdim=True).values
+    # numpy selects with vector instructions: some fifteen times as fast
+    parts = np.partition(scores.detach().numpy(), removed - 1, axis=1)[:, removed - 1 : removed]
+    return torch.from_numpy(np.ascontiguousarray(parts))
+
+
+def sort_columns(columns: torch.Tensor) -> torch.Tensor:
+    """[m, n] -> the same with every column in rising order.
+
+    A bitonic network (Batcher 1968) of whole rows: for many narrow windows several times as fast as sorting each.
+    """
+    size = 1 << (len(columns) - 1).bit_length()
+    rows = [torch.full_like(columns[0], -torch.inf)] * (size - len(columns)) + list(columns)
+    width = 2
+    while width <= size:
+        distance = width // 2
+        while distance > 0:
+            for i in range(size):
+                j = i ^ distance
+                if j > i:
+                    low = torch.minimum(rows[i], rows[j])
+                    high = torch.maximum(rows[i], rows[j])
+                    rows[i], rows[j] = (high, low) if i & width else (low, high)
+            distance //= 2
+        width *= 2
+    return torch.stack(rows[size - len(columns) :])
+
+
+def above(columns: torch.Tensor, limit: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """bool [m, n]: the `count` [n] highest of each column [m, n], those above its `limit` [n] and the last at it."""
+    kept = columns > limit
+    missing = count - kept.sum(dim=0)
+    if bool(missing.any()):
+        for i in reversed(range(len(columns))):
+            taken = (columns[i] == limit) & (missing > 0)
+            kept[i] |= taken
+            missing = missing - taken.to(missing.dtype)
     return kept
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..mask_structure import Chooser, MaskStructure
+from ..mask_structure import Chooser, MaskStructure, above, sort_columns
 
 SIDE, QUANTUM = 16, 4
 
@@ -30,29 +30,40 @@ class Tiles(MaskStructure):
 
     def mask(self, scores: torch.Tensor, sparsity: float, *, per_row: bool = False) -> torch.Tensor:
         """`per_row` changes nothing: the rows of a tile are alike, and tiles are what is free."""
-        return self.keep(scores, self.counts(scores, sparsity))
+        columns = _columns(scores)
+        ordered = sort_columns(columns)
+        counts = self._counts(scores.shape, ordered, sparsity)
+        return self._keep(scores.shape, columns, ordered, counts)
 
     def counts(self, scores: torch.Tensor, sparsity: float) -> torch.Tensor:
         """n of each tile, int64 [out / 16, in / 16], for scores [out, in]."""
-        down, across = scores.shape[0] // SIDE, scores.shape[1] // SIDE
-        rows = scores.clamp_min(0).reshape(down, SIDE, across, SIDE).sort(dim=3, descending=True)
-        steps = rows.values.unflatten(3, (-1, QUANTUM)).sum(dim=(1, 4)).reshape(-1)
+        return self._counts(scores.shape, sort_columns(_columns(scores)), sparsity)
+
+    def _counts(self, shape: torch.Size, ordered: torch.Tensor, sparsity: float) -> torch.Tensor:
+        """ordered: [16, windows], rising."""
+        down, across = shape[0] // SIDE, shape[1] // SIDE
+        fours = ordered.clamp_min(0).flip(0).reshape(SIDE // QUANTUM, QUANTUM, down, SIDE, across)
+        steps = fours.sum(dim=(1, 3)).permute(1, 2, 0).reshape(-1)  # [down, across, step], falling
         kept = round((1 - sparsity) * len(steps))
         # Stable, and a tile's steps stand in falling order: none is taken before the one under it.
         best = steps.argsort(descending=True, stable=True)[:kept]
-        taken = torch.zeros(len(steps), dtype=torch.int64, device=scores.device)
+        taken = torch.zeros(len(steps), dtype=torch.int64, device=ordered.device)
         taken[best] = QUANTUM
         return taken.reshape(down, across, -1).sum(dim=2)
 
     def keep(self, scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """The mask of scores [out, columns], n of each tile given: the best of each row; of equals, the rightmost."""
-        windows = scores.reshape(scores.shape[0], -1, SIDE)
-        order = windows.argsort(dim=2, stable=True)
-        place = torch.arange(SIDE, device=scores.device) >= SIDE - counts.repeat_interleave(
-            SIDE, dim=0
-        ).unsqueeze(2)
-        kept = torch.zeros_like(windows, dtype=torch.bool).scatter_(2, order, place)
-        return kept.reshape(scores.shape)
+        columns = _columns(scores)
+        return self._keep(scores.shape, columns, sort_columns(columns), counts)
+
+    def _keep(
+        self, shape: torch.Size, columns: torch.Tensor, ordered: torch.Tensor, counts: torch.Tensor
+    ) -> torch.Tensor:
+        count = counts.repeat_interleave(SIDE, dim=0).reshape(-1)
+        # The highest that is removed; where nothing is, there is none.
+        limit = ordered.gather(0, (SIDE - 1 - count).clamp_min(0)[None])[0]
+        limit = torch.where(count == SIDE, -torch.inf, limit)
+        return above(columns, limit, count).T.reshape(shape)
 
     def chooser(self, scores: torch.Tensor, sparsity: float) -> Chooser:
         """The tiles' budget is the matrix', so their n is settled by the scores at the start; which n, when reached."""
@@ -63,3 +74,8 @@ class Tiles(MaskStructure):
             return self.keep(window, counts[:, tiles])
 
         return choose
+
+
+def _columns(scores: torch.Tensor) -> torch.Tensor:
+    """[out, in] -> its windows of 16 inputs as columns, [16, out * in / 16]."""
+    return scores.reshape(-1, SIDE).T.contiguous()
