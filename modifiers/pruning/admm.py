@@ -47,7 +47,7 @@ class ADMMPruning(_CalibratedPruning):
     """ADMM iterations at most; they end when the mask is stable, after 25 to 50 as a rule."""
     ramp_iterations: int = Field(default=8, ge=1)
     """Iterations over which the mask tightens to the target; 1: at once."""
-    dampening_frac: float = Field(default=0.03, gt=0)
+    dampening_frac: float = Field(default=0.02, gt=0)
     """Added to the diagonal of the Gram matrix of unit-norm inputs; it holds weights near what they were."""
     rho: float = Field(default=0.1, gt=0)
     """The penalty that pulls weights to the mask, at first; a fraction of the scaled Gram matrix's mean diagonal."""
