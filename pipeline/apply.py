@@ -14,12 +14,14 @@ from ..modifiers import Session
 from ..progress import Progress
 from ..recipes import Recipe, Stage
 from .checkpoint import MASKS, WEIGHTS, publish, verify_checkpoint, write_checkpoint
+from .compare import PROMPT, compare, text_samples
 from .data import training_examples
 from .evaluate import Exam, compare_speed
 from .models import load_model, model_fingerprint, quiet_transformers
 from .oneshot import run_oneshot
 from .pared import Pared
 from .report import REPORT, layer_table, read_report, sparsity, versions, write_report
+from .report_html import PAGE, render
 from .runfolder import RunFolder
 from .sources import data_fingerprint
 from .teachers import Teachers
@@ -196,7 +198,13 @@ class _Run:
             after["perplexity"] = self.exam.engine(graph, progress)
         if self.evaluate:
             base, tokenizer = load_model(self.ref, dequantize=True)
+            if self.exam:
+                report["comparison"] = compare(base, pared.model, self.exam.excerpts())
+                prompts = self.exam.prompts(PROMPT)
+                report["samples"] = text_samples(base, tokenizer, graph, prompts)
             work = folder.empty_work("speed")
+        page = render(report, self.recipe)
+        (staged / PAGE).write_text(page, encoding="utf-8")
             report["speed"] = compare_speed(base, tokenizer, graph, work, self.progress)
         write_report(staged / REPORT, report)
         names = sorted(path.name for path in staged.iterdir())

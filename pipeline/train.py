@@ -23,7 +23,7 @@ from .durable import sync_tree, write_whole
 from .examples import Examples, ExampleStream, collate
 
 if TYPE_CHECKING:
-    from ..modifiers import Session
+    from ..modifiers import Masks, Session
     from ..recipes import TrainingConfig
 
 SESSION_STATE = "session.pt"
@@ -81,6 +81,7 @@ class SessionTrainer(Trainer):
         # Every part of the loss is a mean over its micro-batch, and the Trainer averages these means. (Models that
         # divide by the tokens of all micro-batches would weigh cross entropy differently from distillation.)
         self.model_accepts_loss_kwargs = False
+        self.held = HeldZeros(session.masks)
 
     def compute_loss(
         self,
@@ -94,8 +95,28 @@ class SessionTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Numbers that modifiers logged since the last time go into the same entry."""
-        super().log({**logs, **self.session.take_logs()}, start_time)
+        """Numbers that modifiers logged since the last time go into the same entry, and the share of held zeros."""
+        held = {"sparsity": self.held.share()} if len(self.session.masks) else {}
+        super().log({**logs, **self.session.take_logs(), **held}, start_time)
+
+
+class HeldZeros:
+    """Counts them; a mask that has not changed since is not counted again."""
+
+    def __init__(self, masks: Masks) -> None:
+        self.masks = masks
+        self._counted: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def share(self) -> float:
+        """Of all weights of the matrices that have any mask."""
+        kept = size = 0
+        for name, mask in self.masks.items():
+            last = self._counted.get(name)
+            if last is None or last[0] is not mask:
+                self._counted[name] = last = (mask, int(mask.sum()))
+            kept += last[1]
+            size += mask.numel()
+        return 1 - kept / size
 
 
 class SessionDriver(TrainerCallback):
@@ -163,6 +184,8 @@ class SessionDriver(TrainerCallback):
     ) -> None:
         if self.progress and logs and "loss" in logs:
             note = f"loss {logs['loss']:.3f}"
+            if "sparsity" in logs:
+                note += f", {logs['sparsity']:.0%} zeros"
             self.progress("train", state.global_step, state.max_steps, note)
 
 
