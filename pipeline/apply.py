@@ -186,9 +186,7 @@ class _Run:
             verify_checkpoint(staged, pared.model)
         (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         graph = staged / "graph"
-        export(
-            staged, graph, head=self.recipe.export.head, embedding=self.recipe.export.embedding
-        )
+        export(staged, graph, head=self.recipe.export.head, embedding=self.recipe.export.embedding)
         after["checkpoint_bytes"] = sum(
             (staged / name).stat().st_size for name in (WEIGHTS, MASKS) if (staged / name).exists()
         )
@@ -198,15 +196,15 @@ class _Run:
             after["perplexity"] = self.exam.engine(graph, progress)
         if self.evaluate:
             base, tokenizer = load_model(self.ref, dequantize=True)
+            work = folder.empty_work("speed")
+            report["speed"] = compare_speed(base, tokenizer, graph, work, self.progress)
             if self.exam:
                 report["comparison"] = compare(base, pared.model, self.exam.excerpts())
                 prompts = self.exam.prompts(PROMPT)
                 report["samples"] = text_samples(base, tokenizer, graph, prompts)
-            work = folder.empty_work("speed")
+        write_report(staged / REPORT, report)
         page = render(report, self.recipe)
         (staged / PAGE).write_text(page, encoding="utf-8")
-            report["speed"] = compare_speed(base, tokenizer, graph, work, self.progress)
-        write_report(staged / REPORT, report)
         names = sorted(path.name for path in staged.iterdir())
         folder.announce(names)
         publish(staged, folder.output, folder.record["published"])

@@ -216,7 +216,7 @@ def _samples(samples: list[Mapping[str, str]]) -> Iterator[str]:
         for s in samples
     )
     yield "<h2>What it says</h2>"
-    yield f"<section><table class="said"><tr><th>text</th><th>before</th><th>after</th></tr>{rows}</table></section>"
+    yield f"<section><table class='said'><tr><th>text</th><th>before</th><th>after</th></tr>{rows}</table></section>"
 
 
 def _versions(report: Mapping[str, Any]) -> str:
