@@ -58,6 +58,10 @@ class ADMMPruning(_CalibratedPruning):
 
     _shares: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
+    def on_initialize(self, session: Session) -> None:
+        super().on_initialize(session)
+        self._shares = {}
+
     def on_block(self, session: Session, block: Block) -> None:
         if self._weighs_outputs() and not self._shares:
             if session.calibration is None:

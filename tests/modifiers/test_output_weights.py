@@ -91,3 +91,15 @@ def test_admm_needs_no_gradients_for_n_of_m(pico, calibration, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", lambda *args, **kwargs: backward.append(args))
     Session(model, [ADMMPruning(mask_structure="2:4", ignore=["lm_head"])]).run_oneshot(calibration)
     assert not backward
+
+
+def test_a_modifier_used_again_looks_again(pico, calibration):
+    modifier = ADMMPruning(sparsity=0.5, ignore=["lm_head"])
+    masks = []
+    for used in (modifier, modifier, ADMMPruning(sparsity=0.5, ignore=["lm_head"])):
+        model = pico(len(masks) > 0)
+        session = Session(model, [used])
+        session.run_oneshot(calibration)
+        masks.append(session.masks[f"{UP}.weight"])
+    assert not torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[1], masks[2])
