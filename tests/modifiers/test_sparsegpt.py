@@ -73,6 +73,15 @@ def test_unstructured_is_the_plain_algorithm(block_size):
     assert (after == 0).sum() == weight.numel() // 2
 
 
+def test_lazy_updates_at_both_levels_are_the_plain_algorithm():
+    weight, gram = layer(columns=100, tokens=400)
+    all_kept = torch.ones_like(weight, dtype=torch.bool)
+    ((after, mask),) = prune(SparseGPT(sparsity=0.5, block_size=72), gram, [weight], [all_kept])
+    expected, kept = plain_sparsegpt(weight, gram, 72, lowest_half)
+    assert torch.equal(mask, kept)
+    assert torch.allclose(after, expected, atol=1e-3)
+
+
 def test_n_of_m_is_the_plain_algorithm():
     weight, gram = layer()
     all_kept = torch.ones_like(weight, dtype=torch.bool)
@@ -82,6 +91,17 @@ def test_n_of_m_is_the_plain_algorithm():
     expected, kept = plain_sparsegpt(weight, gram, 4, two_of_four)
     assert torch.equal(mask, kept)
     assert torch.allclose(after, expected, atol=1e-4)
+
+
+def test_n_of_m_over_several_blocks_is_the_plain_algorithm():
+    weight, gram = layer(columns=96, tokens=400)
+    all_kept = torch.ones_like(weight, dtype=torch.bool)
+    ((after, mask),) = prune(
+        SparseGPT(mask_structure="2:4", block_size=40), gram, [weight], [all_kept]
+    )
+    expected, kept = plain_sparsegpt(weight, gram, 4, two_of_four)
+    assert torch.equal(mask, kept)
+    assert torch.allclose(after, expected, atol=1e-3)
 
 
 def test_sharing_an_input_changes_nothing():
