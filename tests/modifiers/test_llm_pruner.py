@@ -403,11 +403,11 @@ def test_data_and_numbers_are_checked(calibration):
     broken.model.layers[0].mlp.down_proj.weight.data[3, 3] = torch.inf
     with pytest.raises(ModelError, match="NaN or infinity"):
         prune(broken, None, importance="magnitude", update_weights=False)
-    quantized = make("llama")
-    with pytest.raises(ModelError, match="is quantized already"):
-        Session(
-            quantized, [R["Quantization"](ignore=["lm_head"]), R["LLMPruner"](**HALF)]
-        ).run_oneshot(calibration)
+    cache = R["Quantization"](targets=["down_proj"], kv_cache="int8")
+    for first, ignore in ((R["Quantization"](), []), (cache, ["down_proj"])):
+        session = Session(make("llama"), [first, R["LLMPruner"](**HALF, ignore=ignore)])
+        with pytest.raises(ModelError, match="is quantized already"):
+            session.run_oneshot(calibration)
     for name, value in (
         ("sparsity", 1.0),
         ("importance", "taylor"),

@@ -113,7 +113,7 @@ class LLMPruner(Modifier):
                 f"{session.label(self)}: targets and ignore must mean the same Linears in every block: the config has"
                 " one number of heads and channels for all"
             )
-        quantized = [n for n in session.quantization if n in meant]
+        quantized = [*(n for n in session.quantization if n in meant), *session.caches]
         if quantized:
             raise ModelError(
                 f"{session.label(self)}: {quantized[0]} is quantized already; remove heads and channels first"
