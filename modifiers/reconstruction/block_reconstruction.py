@@ -53,13 +53,13 @@ class BlockReconstruction(Modifier):
     stages: ClassVar[frozenset[str]] = frozenset({"oneshot"})
     needs_reference: ClassVar[bool] = True
 
-    epochs: int = Field(default=8, ge=1)
+    epochs: int = Field(default=5, ge=1)
     """Passes over the calibration sequences."""
-    batch_size: Literal[1, 2, 4] = 4
+    batch_size: Literal[1, 2, 4] = 1
     """Sequences per step of Adam."""
-    learning_rate: float = Field(default=5e-3, gt=0)
+    learning_rate: float = Field(default=0.012, gt=0)
     """The highest learning rate, relative to the root mean square of each tensor's own values."""
-    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """The fraction of all steps over which the learning rate rises."""
     held_out: int = Field(default=4, ge=0)
     """Calibration sequences that are not trained on but choose the epoch that is kept; at most a quarter of all."""
