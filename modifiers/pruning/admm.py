@@ -100,21 +100,19 @@ class ADMMPruning(_CalibratedPruning):
             scale = scale * output_weights(share, layer.weight, gram).unsqueeze(1)
         w = layer.weight * scale
         alive = layer.kept & ~inputs.dead
+        gone = ~alive
         target = w @ inputs.gram
         rho = self.rho * float(inputs.gram.diagonal().mean())
         inverse = inputs.inverse(rho)
-        z = w
-        u = torch.zeros_like(w)
+        z, u, work = torch.empty_like(w), torch.zeros_like(w), torch.empty_like(w)  # all the memory
         mask = settled = alive
         iteration = 0
         for iteration in range(1, self.iterations + 1):
-            moved = w + u
-            mask = layer.structure.mask(
-                moved.square().masked_fill_(~alive, -1.0), self._ramp(iteration, layer.sparsity)
-            )
-            mask &= alive
-            z = moved.masked_fill(~mask, 0)
-            u = moved - z
+            u += w
+            torch.square(u, out=work).masked_fill_(gone, -1.0)
+            mask = layer.structure.mask(work, self._ramp(iteration, layer.sparsity)) & alive
+            torch.mul(u, mask, out=z)
+            u -= z
             since = iteration - self.ramp_iterations
             if since == 0:
                 settled = mask
@@ -126,7 +124,8 @@ class ADMMPruning(_CalibratedPruning):
                 rho *= growth
                 u /= growth  # u is the dual over rho
                 inverse = inputs.inverse(rho)
-            w = target.add(z - u, alpha=rho) @ inverse
+            torch.sub(z, u, out=work)
+            torch.mm(work.mul_(rho).add_(target), inverse, out=w)
         weight, _ = conjugate_gradients(
             z,
             target,

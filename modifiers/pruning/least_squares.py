@@ -29,16 +29,18 @@ def conjugate_gradients(
     residual = (target - weight @ matrix).mul_(free)
     direction = residual * inverse
     energy = (residual * direction).sum(dim=1, keepdim=True)
+    product, scaled = torch.empty_like(weight), torch.empty_like(weight)
     for step in range(steps):
         if bool((residual.norm(dim=1) <= limit).all()):
             return solution, step
-        product = (direction @ matrix).mul_(free)
-        curvature = (direction * product).sum(dim=1, keepdim=True)
+        torch.mm(direction, matrix, out=product).mul_(free)
+        curvature = torch.mul(direction, product, out=scaled).sum(dim=1, keepdim=True)
         # a row that is solved has no direction left: 0 / 0 is 0 here
         length = torch.where(curvature > 0, energy / curvature, 0.0)
         solution.addcmul_(direction, length)
         residual.addcmul_(product, length, value=-1)
-        scaled = residual * inverse
-        before, energy = energy, (residual * scaled).sum(dim=1, keepdim=True)
-        direction = scaled.addcmul_(direction, torch.where(before > 0, energy / before, 0.0))
+        torch.mul(residual, inverse, out=scaled)
+        before = energy
+        energy = torch.mul(residual, scaled, out=product).sum(dim=1, keepdim=True)
+        direction.mul_(torch.where(before > 0, energy / before, 0.0)).add_(scaled)
     return solution, steps
