@@ -32,7 +32,7 @@ class GPTQ(_SchemeQuantization):
 
     stages: ClassVar[frozenset[str]] = frozenset({"oneshot"})
 
-    observer: WeightObserver = "mse"
+    observer: WeightObserver = "imatrix_mse"
     """Of `scheme`'s weights: minmax, percentile, mse, or imatrix_mse, which weights columns by their input."""
     block_size: int = Field(default=128, ge=1)
     """Columns after which the corrections of all columns to come are brought up to date."""
