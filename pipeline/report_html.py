@@ -212,7 +212,7 @@ def _samples(samples: list[Mapping[str, str]]) -> Iterator[str]:
         return
     rows = "".join(
         f'<tr><td class="prompt">{escape(s["prompt"])}</td><td>{escape(s["before"])}</td>'
-        f'<td>{escape(s["after"])}</td></tr>'
+        f"<td>{escape(s['after'])}</td></tr>"
         for s in samples
     )
     yield "<h2>What it says</h2>"
