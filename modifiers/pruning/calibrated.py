@@ -52,7 +52,7 @@ class _CalibratedPruning(Modifier):
     """owl: how far from the mean sparsity a block may go, halved."""
     atp_spread: float = Field(default=0.1, ge=0, lt=1)
     """atp: the last block's sparsity minus the first's."""
-    sensitivity_reach: float = Field(default=0.15, gt=0, lt=1)
+    sensitivity_reach: float = Field(default=0.2, gt=0, lt=1)
     """sensitivity: how far from the mean sparsity a layer may go."""
     importance_samples: int = Field(default=8, ge=1)
     """sensitivity and auto: calibration sequences that tell how much the loss minds each layer's errors."""

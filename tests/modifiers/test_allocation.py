@@ -209,7 +209,7 @@ def test_a_trial_gives_the_error_of_what_it_pruned(text):
     gram.add(x)
     trial = Trial(gram, 7)
     structure = MaskStructure.parse(text)
-    pruned, mask = trial._prune(weight, kept, structure, 0.5)
+    pruned, mask = trial._prune(weight, kept, structure, 0.5, minded)
     assert not (mask & ~kept).any()
     assert not pruned[~mask].any()
     outcome = trial.run(weight, kept, structure, 0.5, minded)

@@ -11,6 +11,7 @@ from ...hessian import Gram
 from ...mask_structure import MaskStructure
 
 DAMPENING, RHO = 0.1, 1.0
+LEAST = 1e-3  # of the mean importance
 
 
 class Outcome(NamedTuple):
@@ -50,15 +51,22 @@ class Trial:
         importance: torch.Tensor,
     ) -> Outcome:
         """weight f32 [out, in], kept bool [out, in], importance f32 [out]."""
-        pruned, mask = self._prune(weight, kept, structure, sparsity)
+        pruned, mask = self._prune(weight, kept, structure, sparsity, importance)
         change = pruned - weight
         error = (((change @ self.moments) * change).sum(dim=1) * importance).sum()
         blocks = torch.nn.functional.pad(mask, (0, -mask.shape[1] % 4)).unflatten(1, (-1, 4)).any(2)
         return Outcome(float(error), float(mask.float().mean()), float(blocks.float().mean()))
 
     def _prune(
-        self, weight: torch.Tensor, kept: torch.Tensor, structure: MaskStructure, sparsity: float
+        self,
+        weight: torch.Tensor,
+        kept: torch.Tensor,
+        structure: MaskStructure,
+        sparsity: float,
+        importance: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        # An output of no importance at all would still keep its best weights.
+        counts = importance.clamp_min(LEAST * float(importance.mean())).unsqueeze(1)
         alive = kept & ~self.dead
         w = weight * self.norms
         target = w @ self.a
@@ -68,7 +76,7 @@ class Trial:
         for step in range(self.iterations):
             if step < ramp:
                 due = sparsity * (1 - (1 - (step + 1) / ramp) ** 3)
-                scores = (w + u).square_().masked_fill_(~alive, -1.0)
+                scores = (w + u).square_().mul_(counts).masked_fill_(~alive, -1.0)
                 mask = structure.mask(scores, due) & alive
             z = (w + u).masked_fill_(~mask, 0)
             u = u + w - z
