@@ -33,7 +33,7 @@ class Trained:
     """One tensor that is trained, the zeros it must keep, and its learning rate."""
 
     value: torch.Tensor
-    mask: torch.Tensor | None
+    zeros: torch.Tensor | None
     rate: float
 
 
@@ -53,7 +53,7 @@ class BlockReconstruction(Modifier):
     stages: ClassVar[frozenset[str]] = frozenset({"oneshot"})
     needs_reference: ClassVar[bool] = True
 
-    epochs: int = Field(default=5, ge=1)
+    epochs: int = Field(default=4, ge=1)
     """Passes over the calibration sequences."""
     batch_size: Literal[1, 2, 4] = 1
     """Sequences per step of Adam."""
@@ -106,20 +106,18 @@ class _Fit:
     def _trained(self, session: Session) -> Iterator[Trained]:
         relative = self.settings.learning_rate
         linears = self.block.linears(self.settings.targets, self.settings.ignore)
-        owned: set[int] = set()
         for name, linear in linears.items():
             mask = session.masks.get(f"{name}.weight")
-            owned.add(id(linear.weight))
+            zeros = None if mask is None else ~mask
             if name in session.quantization:
                 latent = LatentWeight(session.quantization[name], mask)
                 self.latent.append(latent)
-                yield Trained(latent.weight, mask, relative * _size(latent.weight))
+                yield Trained(latent.weight, zeros, relative * _size(latent.weight))
                 if self.settings.scale_learning_rate:
                     yield Trained(latent.log_factor, None, self.settings.scale_learning_rate)
             else:
-                yield Trained(linear.weight, mask, relative * _size(linear.weight))
+                yield Trained(linear.weight, zeros, relative * _size(linear.weight))
             if linear.bias is not None:
-                owned.add(id(linear.bias))
                 yield Trained(linear.bias, None, relative * _size(linear.bias))
         others = {
             id(parameter)
@@ -148,6 +146,7 @@ class _Fit:
         optimizer = torch.optim.Adam(
             [{"params": [trained.value], "lr": trained.rate} for trained in self.trained],
             betas=(0.9, 0.95),
+            fused=True,
         )
         best, kept = math.inf, [value.detach().clone() for value in values]
         if self.held:
@@ -179,8 +178,8 @@ class _Fit:
             loss = self._error(batch)
             gradients = torch.autograd.grad(loss, values)
         for trained, gradient in zip(self.trained, gradients, strict=True):
-            if trained.mask is not None:
-                gradient.masked_fill_(~trained.mask, 0)  # so Adam's moments stay 0 there too
+            if trained.zeros is not None:
+                gradient.masked_fill_(trained.zeros, 0)  # so Adam's moments stay 0 there too
             trained.value.grad = gradient
         optimizer.step()
         optimizer.zero_grad()
