@@ -42,7 +42,7 @@ class LLMPruner(Modifier):
     """The share of heads, if it is not `sparsity`; 0 keeps all."""
     channel_sparsity: float | None = Field(default=None, ge=0, lt=1)
     """The share of MLP channels, if it is not `sparsity`; 0 keeps all."""
-    importance: Importance = "taylor_first"
+    importance: Importance = "taylor_second"
     """taylor_first |w g|, taylor_second w^2 g^2, taylor_mix |w g - w^2 g^2 / 2|, or magnitude w^2; a group's sum."""
     samples: int | None = Field(default=None, ge=1)
     """How many of the calibration sequences give gradients; not given: all."""
