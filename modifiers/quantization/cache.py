@@ -88,8 +88,10 @@ def calibrate(block: Block) -> dict[str, CacheQuantization]:
     missing = attentions.keys() - largest.keys()
     if missing:
         raise ModelError(f"{min(missing)} never stored keys and values; leave kv_cache out")
-    scales = {name: [_scale(amax) for amax in found] for name, found in largest.items()}
-    return {name: CacheQuantization(attentions[name], *scales[name]) for name in attentions}
+    return {
+        name: CacheQuantization(module, _scale(largest[name][0]), _scale(largest[name][1]))
+        for name, module in attentions.items()
+    }
 
 
 def _scale(amax: torch.Tensor) -> torch.Tensor:
