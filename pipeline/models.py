@@ -37,12 +37,15 @@ def load_model(
     place = resolve_model(ref, progress)
     config = _guarded(place, lambda: AutoConfig.from_pretrained(place))
     quantization = getattr(config, "quantization_config", None) or {}
-    dequantize = dequantize and quantization.get("quant_method") == "compressed-tensors"
-    if dequantize:
+    compressed = quantization.get("quant_method") == "compressed-tensors"
+    if compressed and dequantize:
         quantization["dequantize"] = True
     model, tokenizer = _load(place, config=config)
-    if dequantize:
+    if compressed and dequantize:
         _forget_quantization(model)
+    elif compressed:  # it decompresses in its first forward, with bars
+        with _silent(), torch.no_grad():
+            model(torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
     if progress:
         progress("load model", 1, 1, str(ref))
     return model, tokenizer

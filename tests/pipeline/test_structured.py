@@ -40,9 +40,16 @@ def recipe(pico: Path, corpus: Path, group: str = "kv") -> Recipe:
 
 @pytest.mark.parametrize(("group", "heads"), [("kv", (2, 1)), ("query", (2, 2))])
 def test_a_smaller_model_runs_everywhere(
-    pico: Path, corpus: Path, tmp_path: Path, group: str, heads: tuple[int, int]
+    pico: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    group: str,
+    heads: tuple[int, int],
 ) -> None:
+    capfd.readouterr()
     result = apply(recipe(pico, corpus, group), output=tmp_path, evaluate=False, verify=True)
+    assert capfd.readouterr() == ("", "")  # no bars of the libraries, while verifying neither
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == heads
     assert (config["head_dim"], config["intermediate_size"]) == (16, 64)
