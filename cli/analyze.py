@@ -62,6 +62,7 @@ OUTPUT = typer.Option(
     metavar="FILE",
     help="Write all layers into this .csv or .json, or draw the top into this .png or .svg. Repeatable.",
 )
+BAR = 12  # characters of the longest bar in the table
 KINDS = ("csv", "json", "png", "svg")
 
 
@@ -158,7 +159,7 @@ def table(costs: Sequence[LayerCost], by: By, top: int, about: str) -> Table:
 
     from rich.table import Table
 
-    from ..modifiers.analysis.layers import ranked
+    from ..modifiers.analysis.layers import ranked, short_names
 
     drawn = Table(box=None, pad_edge=False, header_style="bold", title=about, title_justify="left")
     drawn.add_column("", justify="right", style="dim")
@@ -167,14 +168,15 @@ def table(costs: Sequence[LayerCost], by: By, top: int, about: str) -> Table:
     for name in By:
         drawn.add_column(name.value.replace("_", " "), justify="right", no_wrap=True)
     drawn.add_column("", style="green", no_wrap=True)
+    names = short_names([cost.name for cost in costs])
     order = ranked(costs, by.value)
     scores = [max(cost.score(by.value), 1e-30) for cost in order]
     low, high = log10(scores[-1]), log10(scores[0])
     total = sum(cost.weights for cost in costs)
     for rank, (cost, score) in enumerate(zip(order[:top], scores, strict=False), 1):
-        bar = "█" * max(1, round(16 * (log10(score) - low) / ((high - low) or 1.0)))
+        bar = "█" * max(1, round(BAR * (log10(score) - low) / ((high - low) or 1.0)))
         cells = [f"{cost.score(name.value):.3g}" for name in By]
-        drawn.add_row(str(rank), cost.name, f"{cost.weights / total:.2%}", *cells, bar)
+        drawn.add_row(str(rank), names[cost.name], f"{cost.weights / total:.2%}", *cells, bar)
     return drawn
 
 

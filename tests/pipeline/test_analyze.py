@@ -25,7 +25,7 @@ DOWN = "model.layers.1.mlp.down_proj"
 
 def analyze(*arguments: object) -> Result:
     done = CliRunner().invoke(
-        application(), ["analyze", *map(str, arguments)], env={"COLUMNS": "160"}
+        application(), ["analyze", *map(str, arguments)], env={"COLUMNS": "80"}
     )
     if isinstance(done.exception, ParingError):
         raise done.exception
@@ -55,7 +55,8 @@ def test_the_planted_layer_comes_first_and_the_line_to_paste_is_a_recipe(outlier
     done = analyze(outlier, *data, "--static", "--by", by, "--top", 3)
     assert done.exit_code == 0, done.output
     first, second, *_ = [line for line in done.stdout.splitlines() if "█" in line]
-    assert DOWN in first
+    assert " 1.mlp.down_proj " in first
+    assert first.count("█") == 12  # nothing is cut off at 80 characters
     assert first.count("█") > second.count("█")
     lines = re.findall(r"^ *(skip: \{.*?\})", done.stdout, re.MULTILINE)
     assert lines[0] == f"skip: {{by: {by}, top: 3}}"
