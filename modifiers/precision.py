@@ -18,7 +18,8 @@ def fast_float32() -> Iterator[None]:
     """fp32 products on the CPU go through oneDNN where that is still fp32: twice MKL's speed on an AMD CPU.
 
     torch asks oneDNN only when told that bf16 would do. CPUs with bf16 matrix tiles (AMX) then really use it, so a
-    small product is tried first, once in a process, and there everything stays as it is.
+    small product is tried first, once in a process, and there everything stays as it is. While it lasts, torch refuses
+    `get_float32_matmul_precision`, which torch.compile asks; compile before or after.
     """
     matmul = MKLDNN.matmul
     before = matmul.fp32_precision
