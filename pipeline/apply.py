@@ -20,6 +20,7 @@ from .evaluate import Exam, compare_speed
 from .models import load_model, model_fingerprint, quiet_transformers
 from .oneshot import run_oneshot
 from .pared import Pared
+from .processes import Processes
 from .report import REPORT, layer_table, read_report, sparsity, versions, write_report
 from .report_html import PAGE, render
 from .runfolder import RunFolder
@@ -58,21 +59,40 @@ def apply(
     the checkpoint with `transformers` before it is published, and compare its logits with those in memory.
 
     A finished run of the same recipe is returned at once. Raises the kinds of ParingError for bad input.
+
+    Under `torchrun` each process trains on its part of every batch; the first does all else, and has the report.
     """
+    processes = Processes.join()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     ref = str(model or recipe.model or "")
     if not ref:
         raise ModelError("the recipe names no model; add `model:` to it or give one with --model")
     recipe = recipe.model_copy(update={"model": ref})
     if output is None:
+        if processes.count > 1:
+            raise ModelError("several processes share their work in a folder; give --output")
         return _Run(recipe, ref, None, evaluate, verify, progress).go()
     inputs = [model_fingerprint(ref, progress)]
     configs = [*(stage.data for stage in recipe.stages), recipe.evaluate]
     inputs += [data_fingerprint(config) for config in configs if config is not None]
-    with RunFolder.open(Path(output), recipe.to_yaml(), " ".join(inputs), not resume) as folder:
+    if processes.count > 1:  # as many must resume it: each has its part of a batch
+        inputs.append(f"{processes.count} processes")
+    place = Path(output)
+    if not processes.is_first:
+        processes.wait()  # for the first to open it
+        folder = RunFolder.follow(place)
+        if not folder.is_done(evaluate):
+            _Run(recipe, ref, folder, evaluate, verify, None, processes).go()
+        processes.part()
+        return ApplyResult({}, place, None)
+    with RunFolder.open(place, recipe.to_yaml(), " ".join(inputs), not resume) as folder:
+        processes.wait()
         if folder.is_done(evaluate):
-            return ApplyResult(read_report(folder.output / REPORT), folder.output, None)
-        return _Run(recipe, ref, folder, evaluate, verify, progress).go()
+            result = ApplyResult(read_report(folder.output / REPORT), folder.output, None)
+        else:
+            result = _Run(recipe, ref, folder, evaluate, verify, progress, processes).go()
+        processes.part()
+        return result
 
 
 class _Run:
@@ -86,8 +106,10 @@ class _Run:
         evaluate: bool,
         verify: bool,
         progress: Progress | None,
+        processes: Processes = Processes(),  # noqa: B008 - frozen
     ) -> None:
         self.recipe = recipe
+        self.processes = processes
         self.ref = ref
         self.folder = folder
         self.evaluate = evaluate
@@ -106,15 +128,21 @@ class _Run:
             return self._go()
 
     def _go(self) -> ApplyResult:
-        before = self._measure_base()
+        before = self._measure_base() if self.processes.is_first else {}
         if self.folder and (state := self.folder.load_stage(self.pared.model)):
             self.pared.restore(state)
         with TemporaryDirectory(prefix="paring-") as temporary:
             for index in range(len(self.stages), len(self.recipe.stages)):
                 name = f"stage-{index}"
-                self._run_stage(
-                    index, self.folder.work(name) if self.folder else Path(temporary, name)
-                )
+                # Blocks are pared by one process, and the others take over the result.
+                alone = self.recipe.stages[index].training is None
+                if self.processes.is_first or not alone:
+                    self._run_stage(
+                        index, self.folder.work(name) if self.folder else Path(temporary, name)
+                    )
+                self._share(alone)
+        if not self.processes.is_first:
+            return ApplyResult({}, None, self.pared)
         layers = layer_table(self.pared.model, self.pared.masks, self.pared.quantization)
         parameters = sum(p.numel() for p in self.pared.model.parameters())
         report: dict[str, Any] = {
@@ -171,10 +199,26 @@ class _Run:
             entry["log"] = run_training(session, stage.training, examples, work, progress)
         entry["seconds"] = round(time.monotonic() - began, 1)
         entry["modifiers"] = session.report
+        if stage.training is not None:
+            self.processes.wait()  # nobody reads the Trainer's checkpoints any more
+        if not self.processes.is_first:
+            return
         if self.folder:
             self.folder.finish_stage(entry, self.pared.model, self.pared.state())
         else:
             self.stages.append(entry)
+
+    def _share(self, alone: bool) -> None:
+        """What the first process has finished becomes the others' too."""
+        self.processes.wait()
+        if not self.processes.is_first and self.folder:
+            self.folder.reload()
+            self.stages = self.folder.stages
+            if alone:
+                self.pared = Pared.load(self.ref)
+                if state := self.folder.load_stage(self.pared.model):
+                    self.pared.restore(state)
+        self.processes.wait()
 
     def _write(self, folder: RunFolder, report: dict[str, Any]) -> None:
         """Stage checkpoint, graph and report, measure them, and move all of it into the output folder."""

@@ -85,6 +85,17 @@ class RunFolder:
             write_text(file, json.dumps(record, indent=2) + "\n")
         return cls(output, record)
 
+    @classmethod
+    def follow(cls, output: Path) -> RunFolder:
+        """The run that another process has opened there, to be read alone."""
+        folder = cls(output, {})
+        folder.reload()
+        return folder
+
+    def reload(self) -> None:
+        """Take over what the process that writes has noted."""
+        self.record.update(json.loads((self.folder / "run.json").read_text()))
+
     @property
     def stages(self) -> list[dict[str, Any]]:
         """What each finished stage did."""

@@ -21,6 +21,8 @@ from ..modifiers.distillation.teacher import model_inputs
 from ..progress import Progress
 from .durable import sync_tree, write_whole
 from .examples import Examples, ExampleStream, collate
+from .lora import adapters
+from .processes import Processes
 
 if TYPE_CHECKING:
     from ..modifiers import Masks, Session
@@ -42,26 +44,28 @@ def run_training(
 
     Continues from the last whole checkpoint in `work`; the result then is bit for bit that of an uninterrupted run.
     """
-    steps_per_epoch = math.ceil(
-        math.ceil(len(examples) / config.batch_size) / config.gradient_accumulation
-    )
+    processes = Processes.join()
+    batch = config.batch_size * processes.count
+    steps_per_epoch = math.ceil(math.ceil(len(examples) / batch) / config.gradient_accumulation)
     total = math.ceil(config.epochs * steps_per_epoch)
     if config.max_steps is not None:
         total = min(total, config.max_steps)
     checkpoint = last_checkpoint(work)
-    driver = SessionDriver(session, steps_per_epoch, checkpoint, progress)
-    trainer = SessionTrainer(
-        session,
-        args=_arguments(config, total, work),
-        train_dataset=examples,
-        data_collator=partial(collate, pad=_padding(session)),
-        callbacks=[driver],
-    )
-    driver.trainer = trainer
-    trainer.remove_callback(PrinterCallback)
-    _recompute_activations(session.model, config.gradient_checkpointing)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _recompute_activations(session.model, False)
+    driver = SessionDriver(session, steps_per_epoch, checkpoint, progress, processes)
+    with adapters(session.model, config.lora, session.masks, config.seed):
+        trainer = SessionTrainer(
+            session,
+            processes,
+            args=_arguments(config, total, work),
+            train_dataset=examples,
+            data_collator=partial(collate, pad=_padding(session)),
+            callbacks=[driver],
+        )
+        driver.trainer = trainer
+        trainer.remove_callback(PrinterCallback)
+        _recompute_activations(session.model, config.gradient_checkpointing)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _recompute_activations(session.model, False)
     session.model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -75,9 +79,10 @@ def last_checkpoint(work: Path) -> Path | None:
 class SessionTrainer(Trainer):
     """A Trainer whose loss goes through the session."""
 
-    def __init__(self, session: Session, **options: Any) -> None:
+    def __init__(self, session: Session, processes: Processes, **options: Any) -> None:
         super().__init__(model=session.model, **options)
         self.session = session
+        self.processes = processes
         # Every part of the loss is a mean over its micro-batch, and the Trainer averages these means. (Models that
         # divide by the tokens of all micro-batches would weigh cross entropy differently from distillation.)
         self.model_accepts_loss_kwargs = False
@@ -97,7 +102,8 @@ class SessionTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Numbers that modifiers logged since the last time go into the same entry, and the share of held zeros."""
         held = {"sparsity": self.held.share()} if len(self.session.masks) else {}
-        super().log({**logs, **self.session.take_logs(), **held}, start_time)
+        parts = self.processes.mean(self.session.take_logs())
+        super().log({**logs, **parts, **held}, start_time)
 
 
 class HeldZeros:
@@ -128,8 +134,10 @@ class SessionDriver(TrainerCallback):
         steps_per_epoch: int,
         checkpoint: Path | None,
         progress: Progress | None,
+        processes: Processes,
     ) -> None:
         self.session = session
+        self.processes = processes
         self.steps_per_epoch = steps_per_epoch
         self.checkpoint = checkpoint
         self.progress = progress
@@ -164,6 +172,9 @@ class SessionDriver(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.processes.wait()  # each has put its random state there
+        if not self.processes.is_first:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         sync_tree(folder)
         saved = self.session.state_dict()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .schema import (
         DataConfig,
         ExportConfig,
+        LoraConfig,
         MixturePart,
         Recipe,
         RowsConfig,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DataConfig",
     "ExportConfig",
+    "LoraConfig",
     "MixturePart",
     "Recipe",
     "RowsConfig",

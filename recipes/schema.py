@@ -145,6 +145,19 @@ class DataConfig(RowsConfig):
         return self
 
 
+class LoraConfig(_Part):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) in the words of `peft`, which it needs installed."""
+
+    r: Whole = Field(default=8, description="rank of what is added to each weight")
+    lora_alpha: Whole = Field(
+        default=16, description="what is added is multiplied by lora_alpha / r"
+    )
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] | None = Field(
+        default=None, min_length=1, description="names of Linears; all but the head when left out"
+    )
+
+
 class TrainingConfig(_Part):
     """The training loop of a `train` stage, in the words of Hugging Face's `TrainingArguments`."""
 
@@ -170,6 +183,9 @@ class TrainingConfig(_Part):
     )
     bf16: bool = False
     gradient_checkpointing: bool = False
+    lora: LoraConfig | None = Field(
+        default=None, description="train low-rank additions, merged in the end, not the weights"
+    )
     report_to: list[str] = Field(default_factory=list, description="e.g. tensorboard, wandb")
 
 
