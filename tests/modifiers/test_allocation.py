@@ -178,12 +178,13 @@ def test_owl_is_its_formula(pico, calibration):
         assert sparsity == pytest.approx(expected[int(name.split(".")[2])], abs=1e-3)
 
 
-def test_importance_is_the_mean_square_of_each_tokens_gradient(pico, calibration):
+@pytest.mark.parametrize("seed", [5, None])
+def test_importance_is_the_mean_square_of_each_tokens_gradient(pico, calibration, seed):
     model = pico()
     name = "model.layers.1.mlp.gate_proj"
     linear = model.get_submodule(name)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    found = importance(model, {name: linear}, calibration[:2], seed=5)[name]
+    found = importance(model, {name: linear}, calibration[:2], seed)[name]
     generator = torch.Generator().manual_seed(5)
     total = torch.zeros(64)
     for row in calibration[:2]:
@@ -191,7 +192,10 @@ def test_importance_is_the_mean_square_of_each_tokens_gradient(pico, calibration
         handle = linear.register_forward_hook(lambda module, args, y: outputs.append(y))  # noqa: B023
         logits = model(row[None]).logits[0]
         handle.remove()
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
+        if seed is None:
+            logits, labels = logits[:-1], row[1:, None]
+        else:
+            labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
         loss = -logits.log_softmax(-1).gather(1, labels).sum()
         (gradient,) = torch.autograd.grad(loss, outputs)
         total += gradient[0].square().sum(dim=0)

@@ -12,16 +12,17 @@ from ....errors import ModelError
 
 
 def importance(
-    model: nn.Module, linears: dict[str, nn.Linear], tokens: torch.Tensor, seed: int
+    model: nn.Module, linears: dict[str, nn.Linear], tokens: torch.Tensor, seed: int | None
 ) -> dict[str, torch.Tensor]:
     """E[g^2] by name, f32 [out]: g is the gradient of a token's loss by a Linear's outputs.
 
-    With labels drawn from the model's own predictions, g g^T is the Fisher information, the curvature of the divergence
-    from the model as it is: an error e at the outputs costs about (g . e)^2 / 2, here without the products of different
-    outputs. tokens: int64 [samples, length]. Besides the model this holds one sample's activations. Raises ModelError
-    when a Linear gets no gradient or one that is not finite.
+    An error e at the outputs costs about (g . e)^2 / 2, here without the products of different outputs. With a `seed`
+    labels are drawn from the model's own predictions: then g g^T is the Fisher information, the curvature of the
+    divergence from the model as it is. Without, they are the text's next tokens (the empirical Fisher), which says more
+    of where the text will suffer. tokens: int64 [samples, length]. Besides the model this holds one sample's
+    activations. Raises ModelError when a Linear gets no gradient or one that is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     total = {name: torch.zeros(linear.weight.shape[0]) for name, linear in linears.items()}
 
     def watch(name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
@@ -39,9 +40,15 @@ def importance(
         try:
             for row in tokens:
                 logits = model(row[None].to(_device(model)), use_cache=False).logits[0].float()
-                chances = logits.detach().softmax(dim=-1).cpu()
-                labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
-                nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+                if generator is None:
+                    logits, labels = logits[:-1], row[1:].to(logits.device)
+                else:
+                    chances = logits.detach().softmax(dim=-1).cpu()
+                    labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
+                loss = nn.functional.cross_entropy(
+                    logits, labels.to(logits.device), reduction="sum"
+                )
+                loss.backward()
         finally:
             for handle in handles:
                 handle.remove()

@@ -26,8 +26,11 @@ class Sensitivity(Profile):
     """Equal marginal loss: minimise the sum over layers of loss(sparsity), for a given number of weights in all.
 
     loss is the output error that a short ADMM leaves, each output's times how much the model's loss minds it: a
-    diagonal approximation of the Fisher information, which makes errors of different layers comparable. Every layer
-    stays within `reach` of the sparsity asked for, since a quadratic model of the loss says little far away.
+    diagonal approximation of the empirical Fisher information, which makes errors of different layers comparable. Every
+    layer stays within `reach` of the sparsity asked for, since a quadratic model of the loss says little far away.
+
+    SmolLM2-135M, ADMM, 8 of 30 blocks pruned, perplexity uniform -> this: 50 %: 26.2 -> 25.9; 70 %: 32.9 -> 29.3;
+    80 %: 54.9 -> 35.3 (labels from the model's own predictions instead of the text: 70 % 29.9, 80 % 40.4).
     """
 
     needs_pass: ClassVar[bool] = True

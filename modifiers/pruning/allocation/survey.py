@@ -45,7 +45,7 @@ class Survey:
             modules = dict(session.modules(list(places)))
             every = {n: m for n, m in modules.items() if isinstance(m, nn.Linear)}
             tokens = session.calibration[: self.samples]
-            found["importance"] = importance(session.model, every, tokens, session.seed)
+            found["importance"] = importance(session.model, every, tokens, seed=None)
         groups = [(names, Gram()) for names in block.shared_inputs(linears)]
         block.run({names[0]: gram.add for names, gram in groups})
         for names, gram in groups:
