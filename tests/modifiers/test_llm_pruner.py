@@ -261,6 +261,14 @@ def test_compensation_is_the_least_squares_optimum(masked):
         assert found[row].count_nonzero() == len(free)
 
 
+def test_too_weak_a_dampening_is_told():
+    gram = -torch.eye(4) + torch.diag(
+        torch.tensor([5.0, 5, 5, 0])
+    )  # rounding can do this to a real one
+    with pytest.raises(ModelError, match="raise it, or use more calibration"):
+        compensate(torch.randn(3, 4), gram, torch.tensor([0, 1, 3]), 1e-6)
+
+
 def test_the_update_lowers_the_error(calibration):
     errors = prune(make("llama"), calibration).report["LLMPruner"]["errors"]
     assert len(errors) == 4
