@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pairs import Pair
 
 GRID = [step / 10 for step in range(11)]
+RARE = 0.01  # of the median channel's largest input
 
 
 class SmoothQuant(_PairSmoothing):
@@ -58,6 +59,8 @@ class SmoothQuant(_PairSmoothing):
         weights = pair.gather(weight_maxima(pair.consumers.values()))
         if self.smoothing_strength != "auto":
             return smoothing_scale(activations, weights, self.smoothing_strength), {}
+        # a channel that the calibration hardly used is not blown up as far as that would allow
+        activations = activations.clamp_min(float(activations.median()) * RARE)
         scheme = preset(self.scheme, [], dynamic=self.dynamic, group_size=self.group_size)
         error = OutputError(pair, linears, inputs, scheme)
         candidates: dict[Name, torch.Tensor] = {"none": torch.ones_like(activations)}

@@ -200,3 +200,13 @@ def test_settings_that_can_not_work_are_refused(pico, calibration):
         Session(pico(), [Quantization(ignore=["v_proj"]), AWQ(group_size=16)]).run_oneshot(
             calibration
         )
+
+
+def test_a_channel_that_calibration_hardly_used_is_not_blown_up(pico, calibration):
+    model = pico()
+    up = model.get_submodule(f"{MLP}.up_proj").weight
+    up.data[9] *= 1e-6
+    before = up.detach().clone()
+    Session(model, [SmoothQuant(smoothing_strength="auto", dynamic=False)]).run_oneshot(calibration)
+    grown = (up.norm(dim=1) / before.norm(dim=1)).detach()
+    assert float(grown[9]) < 2e3 * float(grown.median())
