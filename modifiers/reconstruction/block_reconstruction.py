@@ -44,7 +44,8 @@ class BlockReconstruction(Modifier):
     blocks before it and is to give what it gave in the model as the pass found it, so that later blocks make up for
     the errors of earlier ones. The loss is the squared error of each token's hidden state relative to its norm: a few
     tokens with huge activations (Sun et al. 2024, arXiv 2402.17762) would own an absolute one. Adam, with a linear
-    warm-up and a cosine decay; some sequences are held out, and the best state on these is kept.
+    warm-up and a cosine decay; some sequences are held out, and the best state on these is kept. A pass of its own has
+    nothing to reconstruct: the report then shows errors of zero.
 
     Quantized Linears train a latent weight and their scales through the rounding (Block-AP of EfficientQAT, Chen et
     al., arXiv 2407.11062) and end on their grid.
@@ -176,9 +177,9 @@ class _Fit:
     ) -> None:
         with torch.enable_grad():
             loss = self._error(batch)
-            gradients = torch.autograd.grad(loss, values)
+            gradients = torch.autograd.grad(loss, values, allow_unused=True)
         for trained, gradient in zip(self.trained, gradients, strict=True):
-            if trained.zeros is not None:
+            if trained.zeros is not None and gradient is not None:
                 gradient.masked_fill_(trained.zeros, 0)  # so Adam's moments stay 0 there too
             trained.value.grad = gradient
         optimizer.step()

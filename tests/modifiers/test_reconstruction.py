@@ -204,3 +204,15 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one(pico, calibration, tmp
     for name, layer in session.quantization.items():
         assert torch.equal(layer.scale, resumed.quantization[name].scale)
     assert json.dumps(session.report) == json.dumps(resumed.report)
+
+
+def test_a_parameter_that_no_token_reached_stays(pico, tokens):
+    """As an expert that is never chosen."""
+    model = inflate(pico())
+    for block in model.model.layers:
+        block.idle = nn.Linear(4, 4)
+    before = model.model.layers[0].idle.weight.clone()
+    Session(
+        model, [R["Wanda"](targets=["up_proj"], sparsity=0.5), reconstruction(epochs=1)]
+    ).run_oneshot(tokens[0])
+    assert torch.equal(model.model.layers[0].idle.weight, before)
