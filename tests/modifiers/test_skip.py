@@ -19,6 +19,7 @@ from paring.modifiers.quantization.quantization import Quantization
 from paring.modifiers.quantization.schemes import preset
 from paring.modifiers.quantization.sensitivity import noise, output_error
 from paring.modifiers.quantization.skip import Share, Skip, best_under_budget, first_that_fit
+from paring.modifiers.smoothing.smoothquant import SmoothQuant
 from paring.recipes import Recipe
 
 DOWN = "model.layers.1.mlp.down_proj"
@@ -141,6 +142,34 @@ def test_skipping_under_a_budget_keeps_the_outputs_nearer(pico, calibration):
             return float((model(calibration).logits - before).norm())
 
     assert change(skip={"budget": 0.12}) < 0.5 * change()
+
+
+def test_smoothing_and_a_budget_work_together(pico, calibration, tmp_path):
+    def modifiers():
+        smooth = SmoothQuant(smoothing_strength="auto", dynamic=False)
+        return [smooth, Quantization(dynamic=False, skip={"budget": "12%"})]
+
+    def change(steps, **options) -> tuple[float, Session]:
+        model = plant(pico())
+        with torch.no_grad():
+            before = model(calibration).logits
+            session = Session(model, steps)
+            session.run_oneshot(calibration, **options)
+            return float((model(calibration).logits - before).norm()), session
+
+    both, session = change(modifiers())
+    assert both < 0.7 * change(modifiers()[1:])[0]
+    assert session.report["Quantization"]["skipped_share"] <= 0.12
+
+    def kill(label: str, done: int, total: int, note: str = "") -> None:
+        if label.endswith("(observing)") and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        change(modifiers(), progress=kill, resume_dir=tmp_path)
+    again, resumed = change(modifiers(), resume_dir=tmp_path)
+    assert again == both
+    assert resumed.report == session.report
 
 
 @pytest.mark.parametrize("value", ["10%", " 10 %", 0.1])
