@@ -28,6 +28,7 @@ class GPTQ(_SchemeQuantization):
 
     `sweeps` of coordinate descent (Behdin et al. 2023, QuantEase, arXiv 2309.01885) follow, each after a least-squares
     refit of the scales. A pruned weight stays exactly 0: it gets no correction, and the others make up for it.
+    Tokens longer than the median count as one of median length.
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"oneshot"})
@@ -50,7 +51,7 @@ class GPTQ(_SchemeQuantization):
         grams = [(names, Gram()) for names in block.shared_inputs(linears)]
         block.run(
             {
-                names[0]: _all_of([gram.add, *(static[n].add for n in names if n in static)])
+                names[0]: _all_of([_evenly(gram), *(static[n].add for n in names if n in static)])
                 for names, gram in grams
             }
         )
@@ -106,6 +107,21 @@ class _Problem:
     damped: torch.Tensor  # f32 [in, in]: X^T X, dampened
     upper: torch.Tensor  # chol(damped^-1), of the columns in `order`
     order: torch.Tensor | None
+
+
+def _evenly(gram: Gram) -> Observer:
+    """Add tokens cut to the median length of their batch.
+
+    A few tokens with huge activations (Sun et al. 2024, arXiv 2402.17762) would own the Gram matrix, and its dampening
+    with it, yet an error in them is divided by their size again at the next norm.
+    """
+
+    def observe(x: torch.Tensor) -> None:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        lengths = rows.norm(dim=1, keepdim=True)
+        gram.add(rows * (lengths.median() / lengths.clamp_min(1e-30)).clamp_max(1))
+
+    return observe
 
 
 def _all_of(observers: list[Observer]) -> Observer:

@@ -72,6 +72,31 @@ def test_in_the_same_pass_every_pruned_weight_stays_zero(
     assert set(session.report["GPTQ"]["errors"]) == set(session.quantization)
 
 
+def test_a_huge_token_counts_as_one_of_median_length(pico, calibration, monkeypatch):
+    grams = []
+    original = GPTQ._problem
+    monkeypatch.setattr(
+        GPTQ, "_problem", lambda self, gram: grams.append(gram) or original(self, gram)
+    )
+    model = pico()
+    huge = int(calibration[0, 0])
+    for name in ("gate_proj", "up_proj"):  # a direction that only this token has much of
+        weight = model.get_submodule(f"model.layers.0.mlp.{name}").weight
+        weight.data[5] += 30 * model.model.embed_tokens.weight.detach()[huge]
+    x = inputs_of(model, "model.layers.0.mlp.down_proj", calibration)
+    lengths = x.norm(dim=1)
+    Session(model, [GPTQ(scheme="W8A16")]).run_oneshot(calibration)
+    expected = torch.zeros(64, 64, dtype=torch.float64)
+    for part in torch.split(torch.arange(len(x)), 4 * 16):  # the batches of a pass
+        median = lengths[part].median()
+        for token in part:
+            row = (x[token] * min(1.0, float(median / lengths[token]))).double()
+            expected += torch.outer(row, row)
+    assert float(lengths.max() / lengths.median()) > 5
+    found = grams[3].matrix  # qkv, o, gate and up, down
+    assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-6)
+
+
 def test_activation_order_is_by_falling_diagonal_and_groups_stay(pico, calibration, monkeypatch):
     orders = []
     original = GPTQ._problem
