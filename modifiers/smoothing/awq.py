@@ -59,7 +59,7 @@ class AWQ(_PairSmoothing):
                 key = f"{r:g}{' without weights' if not duo and self.duo_scaling else ''}"
                 candidates[key] = awq_scale(a, w if duo else None, r)
         name, least = error.best(candidates)
-        notes = {"ratio": name, "error": least, "error_unscaled": error(candidates["none"])}
+        notes = {"ratio": name, "error": least, "error_before": error(candidates["none"])}
         return candidates[name], notes
 
 

@@ -40,7 +40,7 @@ class _PairSmoothing(Modifier):
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """The scale of each source channel, f32 [width] > 0, and what the report should say of it.
 
-        linears: the consumers that are targets.
+        linears: the consumers that are targets. Where rounding is tried, `error` is what is left of `error_before`.
         """
         raise NotImplementedError
 
@@ -58,15 +58,21 @@ class _PairSmoothing(Modifier):
         first = [next(iter(pair.consumers)) for pair in pairs]
         block.run({name: observer.add for name, observer in zip(first, inputs, strict=True)})
         section = session.section(self)
+        errors: list[tuple[float, float]] = []
         for pair, observed in zip(pairs, inputs, strict=True):
             linears = [linear for name, linear in pair.consumers.items() if name in targets]
             scale, notes = self.choose(pair, linears, observed)
             pair.fold(scale)
+            if "error" in notes:
+                errors.append((notes["error_before"], notes["error"]))
             section.setdefault("pairs", {})[pair.name] = {
                 "consumers": list(pair.consumers),
                 "scale": [float(scale.min()), float(scale.max())],
                 **notes,
             }
+        if errors:
+            before, after = (sum(column) / len(errors) for column in zip(*errors, strict=True))
+            session.block_note = f"error {before:.2g} -> {after:.2g}"
         if refused:
             section.setdefault("not_exact", []).extend(refused)
 

@@ -74,7 +74,7 @@ class SmoothQuant(_PairSmoothing):
             "strength": name,
             "refined": after < least,
             "error": min(after, least),
-            "error_unsmoothed": error(candidates["none"]),
+            "error_before": error(candidates["none"]),
         }
         return refined if after < least else candidates[name], notes
 
