@@ -33,7 +33,7 @@ class AWQ(_PairSmoothing):
     group_size: int | None = Field(default=None, ge=8)
     """Inputs that will share a weight's scale; 4-bit: 128 if not given."""
     observer: WeightObserver = "minmax"
-    """How the weights' scales will be found: minmax or mse."""
+    """How the weights' scales are found while searching; mse tries 80 for each candidate and takes as much longer."""
     n_grid: int = Field(default=20, ge=1)
     """How many steps of r to try."""
     duo_scaling: bool | Literal["both"] = True
