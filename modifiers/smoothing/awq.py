@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field
 
-from ..quantization.schemes import Preset, WeightObserver, preset
+from ..quantization.schemes import Preset, preset
 from .output_error import Name, OutputError
 from .pair_smoothing import _PairSmoothing
 
@@ -32,7 +32,7 @@ class AWQ(_PairSmoothing):
     """The scheme to come."""
     group_size: int | None = Field(default=None, ge=8)
     """Inputs that will share a weight's scale; 4-bit: 128 if not given."""
-    observer: WeightObserver = "minmax"
+    observer: Literal["minmax", "percentile", "mse"] = "minmax"
     """How the weights' scales are found while searching; mse tries 80 for each candidate and takes as much longer."""
     n_grid: int = Field(default=20, ge=1)
     """How many steps of r to try."""
