@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..hessian import Gram, inverse_factor
 from ..precision import fast_float32
@@ -44,6 +44,16 @@ class GPTQ(_SchemeQuantization):
     None: from left to right."""
     sweeps: int = Field(default=2, ge=0)
     """Passes over all columns after the loop; 0 is GPTQ alone."""
+
+    @field_validator("actorder", mode="before")
+    @classmethod
+    def _check_actorder(cls, value: object) -> object:
+        if value in ("group", "dynamic"):
+            raise ValueError(
+                f"actorder: {value} scatters a group's columns over the row, which the engine does not run;"
+                " weight rounds in the same order and keeps groups together"
+            )
+        return value
 
     def quantize(self, session: Session, block: Block, schemes: Mapping[str, ConfigGroup]) -> None:
         linears = {name: linear_of(session, name) for name in schemes}
