@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from paring.cli import application
 from paring.engine import Engine
 from paring.engine.export import export
 from paring.engine.graph import Attention
@@ -68,6 +70,16 @@ def test_the_graph_carries_the_scales_and_the_engine_says_that_it_does_not_use_t
         assert (found["type"], found["calibrated"]) == ("f32", "int8")
         difference = np.abs(engine.logits(TOKENS) - expected).max()
     assert difference <= 1e-3 * np.abs(expected).max()
+
+
+def test_export_says_that_the_engine_does_not_use_them(
+    made: tuple[Path, Pared], tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(
+        application(), ["export", str(made[0]), "--output", str(tmp_path / "graph")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "does not use them yet" in result.output
 
 
 def test_one_scale_per_tensor_is_repeated(made: tuple[Path, Pared], tmp_path: Path) -> None:
