@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pairs import Pair
 
 GRID = [step / 10 for step in range(11)]
+MILD = (0.3, 0.5)
 RARE = 0.01  # of the median channel's largest input
 
 
@@ -26,11 +27,12 @@ class SmoothQuant(_PairSmoothing):
     """SmoothQuant (Xiao et al. 2022, arXiv 2211.10438, equation 4): s_j = max|X_j|^a / max|W_j|^(1-a).
 
     With a number for `smoothing_strength`, at the pairs of a norm and the Linears that read it. With `auto` at every
-    pair that is exact (up_proj and down_proj, v_proj and o_proj too): of the strengths 0, 0.1, ... 1, and no smoothing
-    at all, the one that leaves the Linears' outputs nearest to what they were once inputs and weights are rounded as
-    `scheme`, `dynamic` and `group_size` say (those of the Quantization to come). From there gradient descent refines
-    each channel's scale on a model of the rounding noise (`noise_model.py`), and the result is taken if it rounds
-    better. Each token counts by its relative error, so that the few huge tokens of an attention sink do not decide.
+    pair that is exact (up_proj and down_proj, v_proj and o_proj too): of no smoothing, the strengths 0, 0.1, ... 1, and
+    two by root mean squares instead of maxima, with weights and without, the one that leaves the Linears' outputs
+    nearest to what they were once inputs and weights are rounded as `scheme`, `dynamic` and `group_size` say (those of
+    the Quantization to come). From there gradient descent refines each channel's scale on a model of the rounding
+    noise (`quantization/noise_model.py`), and the result is taken if it rounds better. Each token counts by its
+    relative error, so that the few huge tokens of an attention sink do not decide.
     """
 
     smoothing_strength: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.5
@@ -66,6 +68,12 @@ class SmoothQuant(_PairSmoothing):
         candidates: dict[Name, torch.Tensor] = {"none": torch.ones_like(activations)}
         for strength in GRID:
             candidates[strength] = smoothing_scale(activations, weights, strength)
+        rms = pair.gather(_rms(inputs.tokens))
+        rms = rms.clamp_min(max(float(rms.median()) * RARE, 1e-5))
+        norms = pair.gather(torch.cat([w.weight for w in linears]).detach().float().norm(dim=0))
+        for strength in MILD:
+            candidates[f"rms {strength}"] = smoothing_scale(rms, norms, strength)
+            candidates[f"input {strength}"] = rms**strength
         name, least = error.best(candidates)
         model = NoiseModel(inputs, [linear.weight.detach().float() for linear in linears], scheme)
         refined = model.descend(candidates[name], pair.spread)
@@ -77,6 +85,12 @@ class SmoothQuant(_PairSmoothing):
             "error_before": error(candidates["none"]),
         }
         return refined if after < least else candidates[name], notes
+
+
+def _rms(tokens: torch.Tensor) -> torch.Tensor:
+    """The root mean square of each channel of tokens [tokens, width], each token divided by its own."""
+    shares = tokens.square()
+    return (shares / shares.mean(dim=1, keepdim=True).clamp_min(1e-24)).mean(dim=0).sqrt()
 
 
 def smoothing_scale(

@@ -217,3 +217,13 @@ def test_the_progress_line_tells_the_error(pico, calibration):
     steps = [SmoothQuant(smoothing_strength="auto")]
     Session(pico(), steps).run_oneshot(calibration, lambda *call: notes.append(call[3:]))
     assert sum("error" in note[0] and "->" in note[0] for note in notes if note) == 2
+
+
+def test_mostly_dead_channels_do_no_harm(pico, calibration):
+    model = pico()
+    model.get_submodule(f"{MLP}.up_proj").weight.data[:40] = 0
+    with torch.no_grad():
+        before = model(calibration).logits
+        steps = [SmoothQuant(smoothing_strength="auto"), AWQ(group_size=16)]
+        Session(model, steps).run_oneshot(calibration)
+        assert torch.allclose(model(calibration).logits, before, atol=1e-5)
