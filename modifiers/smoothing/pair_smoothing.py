@@ -46,6 +46,8 @@ class _PairSmoothing(Modifier):
 
     def on_block(self, session: Session, block: Block) -> None:
         targets = block.linears(self.targets, self.ignore)
+        if not targets:
+            return
         _refuse_quantized(session, targets)
         pairs, refused = find_pairs(block, self._channels)
         wanted = ("norm", "linear") if self.sources() == "all" else ("norm",)
