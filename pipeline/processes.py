@@ -10,7 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from ..errors import ModelError
+
 PATIENCE = timedelta(days=7)  # of those that wait while the first pares a model block by block
+SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,16 @@ class Processes:
 
     @classmethod
     def join(cls) -> Processes:
-        """The processes that `torchrun` started, from its environment variables."""
+        """The processes that `torchrun` started, from its environment variables.
+
+        Raises ModelError where `accelerate` would share out the weights: masks are held in whole matrices.
+        """
+        for name in SHARDING:
+            if os.environ.get(name, "").lower() in ("1", "true"):
+                raise ModelError(
+                    f"{name} is set: parts of weights on each process can't hold zeros yet; use torchrun, where each"
+                    " process has the whole model"
+                )
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         if not dist.is_initialized():

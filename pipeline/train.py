@@ -223,6 +223,8 @@ def _arguments(config: TrainingConfig, total: int, work: Path) -> TrainingArgume
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
+        # Of several processes each reads a stream and takes its part: batches of unequal width can't be passed around.
+        accelerator_config={"dispatch_batches": False},
     )
 
 

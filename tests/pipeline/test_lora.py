@@ -39,13 +39,23 @@ class _Watch(Modifier):
 
 
 def run(
-    pico: Path, corpus: Path, output: Path | None = None, kill_at: int | None = None, **lora: Any
+    pico: Path,
+    corpus: Path,
+    output: Path | None = None,
+    kill_at: int | None = None,
+    saving: bool = False,
+    **lora: Any,
 ) -> tuple[ApplyResult, set[str]]:
     kinds, watch = registry(), _Watch()
     watch._kill_at = kill_at
     text = DataConfig(dataset=str(corpus / "train.txt"), length=16, samples=16)
     training = TrainingConfig(
-        epochs=2.0, batch_size=4, learning_rate=1e-2, save_steps=3, lora=LoraConfig(r=4, **lora)
+        epochs=2.0,
+        batch_size=4,
+        learning_rate=1e-2,
+        save_steps=3,
+        lora=LoraConfig(r=4, **lora),
+        gradient_checkpointing=saving,
     )
     prune = kinds["MagnitudePruning"](sparsity=0.5, targets=["mlp.up_proj", "v_proj"])
     modifiers = [
@@ -116,6 +126,12 @@ def test_a_killed_run_resumed_is_bit_identical(pico: Path, corpus: Path, tmp_pat
     for file in ("model.safetensors", "pruning_masks.npz"):
         whole = (tmp_path / "whole" / file).read_bytes()
         assert (tmp_path / "killed" / file).read_bytes() == whole
+
+
+def test_recomputed_activations_change_nothing(pico: Path, corpus: Path) -> None:
+    plain, saving = (run(pico, corpus, saving=saving)[0] for saving in (False, True))
+    logs = [result.report["stages"][1]["log"] for result in (plain, saving)]
+    assert [e["loss"] for e in logs[0]] == pytest.approx([e["loss"] for e in logs[1]], rel=1e-5)
 
 
 def test_what_is_missing_is_told(pico: Path, monkeypatch: pytest.MonkeyPatch) -> None:

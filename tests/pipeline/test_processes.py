@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paring.errors import ModelError
 from paring.pipeline import apply
 from paring.pipeline.processes import Processes
 from paring.recipes import Recipe
@@ -71,24 +72,18 @@ def in_two(folder: Path, output: str, kill: str = "none") -> int:
     return done.returncode
 
 
-@pytest.mark.usefixtures("own_registry")
-def test_two_processes_train_what_one_does(pico: Path, corpus: Path, tmp_path: Path) -> None:
-    write(tmp_path, pico, corpus)
-    alone = Recipe.load(
-        tmp_path / "recipe.yaml", set={"accumulation": 2}, use=[tmp_path / "killer.py"]
-    )
-    apply(alone, output=tmp_path / "one", evaluate=False)
-    in_two(tmp_path, "two")
-    masks = [np.load(tmp_path / name / "pruning_masks.npz") for name in ("one", "two")]
+def assert_same(one: Path, two: Path) -> None:
+    """Masks to the bit; weights and what was logged within float error."""
+    masks = [np.load(folder / "pruning_masks.npz") for folder in (one, two)]
     assert masks[0].files == masks[1].files != []
     for name in masks[0].files:
         assert (masks[0][name] == masks[1][name]).all(), name
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5)
+    weights = load_file(two / "model.safetensors")
+    for name, weight in load_file(one / "model.safetensors").items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=2e-5)
     logs = [
-        json.loads((tmp_path / name / "report.json").read_text())["stages"][1]["log"]
-        for name in ("one", "two")
+        json.loads((folder / "report.json").read_text())["stages"][1]["log"]
+        for folder in (one, two)
     ]
     for mine, theirs in zip(*logs, strict=True):
         assert mine["step"] == theirs["step"]
@@ -97,12 +92,30 @@ def test_two_processes_train_what_one_does(pico: Path, corpus: Path, tmp_path: P
             assert mine[part] == pytest.approx(theirs[part], rel=1e-4), part
 
 
-@pytest.mark.slow
-def test_two_processes_killed_and_started_again_end_the_same(
-    pico: Path, corpus: Path, tmp_path: Path
-) -> None:
+def one(folder: Path) -> None:
+    use = [folder / "killer.py"]
+    alone = Recipe.load(folder / "recipe.yaml", set={"accumulation": 2}, use=use)
+    apply(alone, output=folder / "one", evaluate=False)
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_two_processes_train_what_one_does(pico: Path, corpus: Path, tmp_path: Path) -> None:
     write(tmp_path, pico, corpus)
+    one(tmp_path)
     in_two(tmp_path, "two")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_registry")
+def test_two_processes_read_a_stream_and_resume(pico: Path, corpus: Path, tmp_path: Path) -> None:
+    write(tmp_path, pico, corpus)
+    text = (tmp_path / "recipe.yaml").read_text()
+    streamed = text.replace("samples: 24", "samples: 24, streaming: true, buffer_size: 9")
+    (tmp_path / "recipe.yaml").write_text(streamed)
+    one(tmp_path)
+    in_two(tmp_path, "two")
+    assert_same(tmp_path / "one", tmp_path / "two")
     assert in_two(tmp_path, "killed", kill="1") != 0
     in_two(tmp_path, "killed")
     for file in ("model.safetensors", "pruning_masks.npz"):
@@ -117,3 +130,9 @@ def test_one_process_alone_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> N
     assert alone.mean({"a": 2.0}) == {"a": 2.0}
     alone.wait()
     alone.part()
+
+
+def test_weights_in_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ModelError, match="can't hold zeros yet; use torchrun"):
+        Processes.join()
