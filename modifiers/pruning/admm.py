@@ -73,6 +73,10 @@ class ADMMPruning(_CalibratedPruning):
             self._shares = output_shares(session.model, linears, tokens, session.seed)
         super().on_block(session, block)
 
+    @property
+    def weighs_outputs(self) -> bool:
+        return self.output_importance
+
     def _weighs_outputs(self) -> bool:
         """N:M compares only weights of one output."""
         fixed = self.mask_structure != AUTO and MaskStructure.parse(self.mask_structure).sparsity

@@ -98,6 +98,11 @@ class _CalibratedPruning(Modifier):
         profile = self._profile()
         return profile is not None and profile.needs_pass
 
+    @property
+    def weighs_outputs(self) -> bool:
+        """Whether `prune` weighs errors by how much the loss minds each output; trials for a profile do the same."""
+        return False
+
     def prune(
         self,
         gram: Gram,
@@ -184,7 +189,7 @@ class _CalibratedPruning(Modifier):
         """None: every layer gets what the recipe says."""
         if self.mask_structure == AUTO:
             assert self.budget is not None
-            return Auto(self.budget, self.candidates, self.importance_samples)
+            return Auto(self.budget, self.candidates, self.importance_samples, self.weighs_outputs)
         if self.sparsity_profile == "owl":
             return OWL(self.owl_m, self.owl_lmbda)
         if self.sparsity_profile == "atp":
@@ -196,5 +201,6 @@ class _CalibratedPruning(Modifier):
                 self.sparsity,
                 self.sensitivity_reach,
                 self.importance_samples,
+                self.weighs_outputs,
             )
         return None

@@ -203,15 +203,16 @@ def test_importance_is_the_mean_square_of_each_tokens_gradient(pico, calibration
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("weigh", [False, True])
 @pytest.mark.parametrize("text", ["unstructured", "2:4", "n:16"])
-def test_a_trial_gives_the_error_of_what_it_pruned(text):
+def test_a_trial_gives_the_error_of_what_it_pruned(text, weigh):
     torch.manual_seed(0)
     x = torch.randn(200, 32) @ torch.randn(32, 32)
     weight, kept = torch.randn(16, 32), torch.rand(16, 32) > 0.1
     weight.masked_fill_(~kept, 0)
     gram, minded = Gram(), torch.rand(16)
     gram.add(x)
-    trial = Trial(gram, 7)
+    trial = Trial(gram, 7, weigh)
     structure = MaskStructure.parse(text)
     pruned, mask = trial._prune(weight, kept, structure, 0.5, minded)
     assert not (mask & ~kept).any()
@@ -437,3 +438,23 @@ def test_a_modifier_used_again_looks_again(pico, calibration):
     second = plan(pico(1, layers=3), modifier, calibration)
     assert first != second
     assert not modifier._found
+
+
+@pytest.mark.parametrize("weigh", [False, True])
+def test_a_trial_keeps_more_of_what_matters_only_where_the_pruner_does(weigh):
+    torch.manual_seed(0)
+    gram, weight = Gram(), torch.randn(16, 32)
+    gram.add(torch.randn(200, 32))
+    minded = torch.ones(16)
+    minded[:8] = 100.0
+    everything = torch.ones_like(weight, dtype=torch.bool)
+    structure = MaskStructure.parse("unstructured")
+    _, mask = Trial(gram, 7, weigh)._prune(weight, everything, structure, 0.5, minded)
+    first, last = float(mask[:8].float().mean()), float(mask[8:].float().mean())
+    assert (first > last + 0.4) if weigh else (abs(first - last) < 0.15)
+
+
+def test_admm_weighs_outputs_and_says_so():
+    assert ADMMPruning(sparsity=0.5).weighs_outputs
+    assert not ADMMPruning(sparsity=0.5, output_importance=False).weighs_outputs
+    assert not SparseGPT(sparsity=0.5).weighs_outputs

@@ -74,13 +74,15 @@ class Auto(Profile):
 
     needs_pass: ClassVar[bool] = True
 
-    def __init__(self, budget: Budget, candidates: list[str], samples: int) -> None:
+    def __init__(
+        self, budget: Budget, candidates: list[str], samples: int, weigh_outputs: bool
+    ) -> None:
         self.budget = budget
         self.tries: dict[str, list[float]] = {}
         for text in candidates:
             fixed = MaskStructure.parse(text).sparsity
             self.tries[text] = list(TRIED) if fixed is None else [fixed]
-        self.survey = Survey(self.tries, samples)
+        self.survey = Survey(self.tries, samples, weigh_outputs)
 
     def observe(
         self,

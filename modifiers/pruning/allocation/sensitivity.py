@@ -35,10 +35,12 @@ class Sensitivity(Profile):
 
     needs_pass: ClassVar[bool] = True
 
-    def __init__(self, structure: str, sparsity: float, reach: float, samples: int) -> None:
+    def __init__(
+        self, structure: str, sparsity: float, reach: float, samples: int, weigh_outputs: bool
+    ) -> None:
         self.low, self.high = max(sparsity - reach, 0.01), min(sparsity + reach, 0.99)
         self.tried = torch.linspace(self.low, self.high, TRIED, dtype=torch.float64).tolist()
-        self.survey = Survey({structure: self.tried}, samples)
+        self.survey = Survey({structure: self.tried}, samples, weigh_outputs)
 
     def observe(
         self,

@@ -25,10 +25,13 @@ ITERATIONS = 7
 class Survey:
     """Tries each pattern of `tries` (by its text) at its sparsities, on every layer that it divides."""
 
-    def __init__(self, tries: Mapping[str, Sequence[float]], samples: int) -> None:
-        """samples: how many calibration sequences the importance of outputs is taken from."""
+    def __init__(
+        self, tries: Mapping[str, Sequence[float]], samples: int, weigh_outputs: bool
+    ) -> None:
+        """samples: how many calibration sequences the importance of outputs is taken from; weigh_outputs: see Trial."""
         self.tries = tries
         self.samples = samples
+        self.weigh_outputs = weigh_outputs
 
     def observe(
         self,
@@ -49,7 +52,7 @@ class Survey:
         groups = [(names, Gram()) for names in block.shared_inputs(linears)]
         block.run({names[0]: gram.add for names, gram in groups})
         for names, gram in groups:
-            trial = Trial(gram, ITERATIONS)
+            trial = Trial(gram, ITERATIONS, self.weigh_outputs)
             for name in names:
                 weight = linears[name].weight.detach().float()
                 kept = not_gone(session, name, weight)

@@ -32,8 +32,9 @@ class Trial:
     the mask: enough to rank layers, patterns and sparsities, since the weights that stay make up for most of the error.
     """
 
-    def __init__(self, gram: Gram, iterations: int) -> None:
-        self.iterations = iterations
+    def __init__(self, gram: Gram, iterations: int, weigh_outputs: bool) -> None:
+        """weigh_outputs: whether the mask looks at the importance of outputs, as the pruner will or will not."""
+        self.iterations, self.weigh_outputs = iterations, weigh_outputs
         self.moments = gram.matrix / gram.tokens
         norms = self.moments.diagonal().sqrt()
         self.dead = norms == 0
@@ -76,7 +77,10 @@ class Trial:
         for step in range(self.iterations):
             if step < ramp:
                 due = sparsity * (1 - (1 - (step + 1) / ramp) ** 3)
-                scores = (w + u).square_().mul_(counts).masked_fill_(~alive, -1.0)
+                scores = (w + u).square_()
+                if self.weigh_outputs:
+                    scores *= counts
+                scores.masked_fill_(~alive, -1.0)
                 mask = structure.mask(scores, due) & alive
             z = (w + u).masked_fill_(~mask, 0)
             u = u + w - z
