@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -12,12 +13,21 @@ from torch import nn
 
 from ..errors import LawError
 
+ELEMENTWISE = frozenset(
+    getattr(torch.optim, name)
+    for name in ("Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "NAdam", "RAdam")
+)
+"""Optimizers whose statistics of a weight depend on that weight's own gradients and value alone."""
+
 
 class Masks:
     """Boolean masks by parameter name (`<module>.weight`); True means kept."""
 
     def __init__(self) -> None:
         self._masks: dict[str, torch.Tensor] = {}
+        self._zeroed: dict[
+            tuple[str, int], tuple[ref[torch.Tensor], ref[torch.Tensor]]
+        ] = {}  # moments, and the masks they were zeroed by
 
     def hold(self, name: str, mask: torch.Tensor) -> None:
         """Hold the zeros of `mask` (bool, the parameter's shape) from now on; the weights are not touched.
@@ -79,9 +89,18 @@ class Masks:
 
     @torch.no_grad()
     def apply_to_moments(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Zero the optimizer's running statistics of held weights: every state tensor of the weight's shape."""
-        for _, mask, moment in self._moments(model, optimizer):
+        """Zero the optimizer's running statistics of held weights: every state tensor of the weight's shape.
+
+        Where the optimizer computes each weight's statistics from its own gradients alone, zeros stay zero as long as
+        the gradients are; then a statistic is not written again until it or its mask is another tensor.
+        """
+        lasting = type(getattr(optimizer, "optimizer", optimizer)) in ELEMENTWISE
+        for name, mask, moment in self._moments(model, optimizer):
+            seen = self._zeroed.get((name, id(moment)))
+            if lasting and seen and seen[0]() is mask and seen[1]() is moment:
+                continue
             _zero(moment, mask)
+            self._zeroed[name, id(moment)] = (ref(mask), ref(moment))
 
     def violations(self, model: nn.Module, prefix: str = "") -> list[str]:
         """Names (starting with `prefix`) of parameters in which a held zero is not zero."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from paring.errors import LawError
 from paring.modifiers import Masks
+from paring.modifiers.masks import ELEMENTWISE
 
 
 def test_a_held_zero_cannot_be_freed():
@@ -35,6 +36,46 @@ def test_apply_reaches_weights_gradients_and_moments():
     assert not masks.gradient_violations(model)
     assert not masks.moment_violations(model, optimizer)
     assert model.weight[mask].ne(0).all()
+
+
+class Meddling(torch.optim.SGD):
+    """Statistics that don't keep to a weight's own gradients."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for state in self.state.values():
+            state["momentum_buffer"] += 1.0
+
+
+@pytest.mark.parametrize("name", [*sorted(o.__name__ for o in ELEMENTWISE), "Adamax", "Meddling"])
+def test_moments_are_zero_after_every_step_of_every_optimizer(name):
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    masks = Masks()
+    options = {"momentum": 0.9} if name in ("SGD", "RMSprop", "Meddling") else {}
+    options |= {"weight_decay": 0.1} if name != "Meddling" else {}
+    kind = Meddling if name == "Meddling" else getattr(torch.optim, name)
+    optimizer = kind(model.parameters(), lr=0.01, **options)
+    kept = torch.rand(4, 8)
+    for step in range(6):
+        if step in (1, 4):  # the mask tightens
+            masks.hold("weight", kept > step / 5)
+            masks.apply(model)
+        if step == 3:  # as a resume does: other tensors, which may hold anything
+            state = optimizer.state[model.weight]
+            for key, value in state.items():
+                state[key] = value + 1 if value.shape == (4, 8) else value
+        model(torch.randn(3, 8)).square().sum().backward()
+        masks.apply_to_gradients(model)
+        optimizer.step()
+        masks.apply(model)
+        masks.apply_to_moments(model, optimizer)
+        optimizer.zero_grad()
+        assert not masks.violations(model)
+        assert not masks.moment_violations(model, optimizer), step
+    moments = [m for m in optimizer.state[model.weight].values() if m.shape == (4, 8)]
+    assert moments
+    assert all(moment[kept > 4 / 5].any() for moment in moments)
 
 
 def test_apply_removes_infinity_too():
