@@ -241,7 +241,7 @@ class _Converter:
                 first = self.document.keys[where][0]
                 self._complain_at(place, f"duplicate key {key!r}, first at line {first}; keep one")
                 continue
-            if key == "<<":
+            if key == "<<" and key_node.style is None:  # in quotes it is a plain text
                 self._complain_at(place, "YAML 1.2 has no merge key '<<'; write the keys out")
                 continue
             self.document.keys[where] = place

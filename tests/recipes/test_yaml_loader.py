@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paring.recipes.dump import write_yaml
@@ -192,6 +192,7 @@ def computed(data: Any) -> Any:
 
 
 @given(st.dictionaries(texts, plain_data, max_size=4))
+@example({"<<": 1})
 def test_what_is_written_reads_back(data: dict[str, Any]) -> None:
     document = read(write_yaml(data))
     assert document.problems == []
