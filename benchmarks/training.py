@@ -19,7 +19,9 @@ import resource
 import statistics
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -116,16 +118,14 @@ def folder_of(name: str, cases: dict[str, Any], options: argparse.Namespace) -> 
 
 
 class _Clock(TrainerCallback):
-    """Seconds of each optimizer step."""
+    """When each optimizer step was logged: the time between two is a step with all that goes with it."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.began = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter() - self.began)
+    def on_log(self, *args: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.times.append(time.perf_counter())
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(ROUNDS):
         clock = _Clock()
         arguments = TrainingArguments(
-            output_dir=str(options.work / OVERHEAD / "plain"),
+            output_dir=str(options.work / OVERHEAD),
             max_steps=steps,
             per_device_train_batch_size=options.batch_size,
             learning_rate=1e-6,
@@ -170,19 +170,18 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
             callbacks=[clock],
         )
         plain.train()
-        found["plain"] += clock.times[WARM:]
+        found["plain"] += between(clock.times)
         hold = registry()["ConstantPruning"](ignore=["lm_head"])
         once.masks.apply(model)  # the plain loop has filled them
         session = Session(model, [hold], tokenizer=tokenizer, masks=once.masks)
-        folder = options.work / OVERHEAD / "paring"
-        folder.mkdir(parents=True, exist_ok=True)
         own: list[float] = []
 
         def tick(label: str, done: int, total: int, note: str = "", own: Any = own) -> None:
             own.append(time.perf_counter())
 
-        run_training(session, training, examples, folder, tick)
-        found["paring"] += [b - a for a, b in zip(own[WARM:], own[WARM + 1 :], strict=False)]
+        with TemporaryDirectory() as folder:  # nothing to resume from
+            run_training(session, training, examples, Path(folder), tick)
+        found["paring"] += between(own)
     plain_step, own_step = (statistics.median(found[name]) for name in ("plain", "paring"))
     return {
         "case": OVERHEAD,
@@ -191,6 +190,11 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
         "overhead": own_step / plain_step - 1,
         "threads": torch.get_num_threads(),
     }
+
+
+def between(times: list[float]) -> list[float]:
+    """Seconds of each step after those that warm up."""
+    return [after - before for before, after in pairwise(times[WARM:])]
 
 
 def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
