@@ -43,6 +43,7 @@ INSTRUCTION_SETS = {
     "avx512_vbmi2": ("__x86_64__", (*AVX512, "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2")),
     "avxvnni": ("__x86_64__", (*AVX2, "-mavxvnni")),
     "neon": ("__aarch64__", ()),
+    "neon_dotprod": ("__aarch64__", ("-march=armv8.2-a+dotprod",)),
 }
 
 
