@@ -83,10 +83,10 @@ def own_case(
     seconds = time.perf_counter() - began
     linears = [m for n, m in network.named_modules() if n.endswith("_proj")]
     zeros = sum(int((m.weight == 0).sum()) for m in linears)
-    found = perplexity(network, windows(tokenizer, data / "wikitext-2/dev.txt", WINDOWS))
+    measured = perplexity(network, windows(tokenizer, data / "wikitext-2/dev.txt", WINDOWS))
     return {
         "case": name,
-        "perplexity": found,
+        "perplexity": measured,
         "seconds": seconds,
         "zeros": zeros / sum(m.weight.numel() for m in linears),
         "skipped": [

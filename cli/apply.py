@@ -57,6 +57,8 @@ def apply(
             verify=verify,
             progress=report,
         )
+    if not result.report:  # one of several processes; the first tells
+        return
     if json:
         from json import dumps
 

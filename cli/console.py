@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from ..progress import Progress
 
-console = Console()
-errors = Console(stderr=True)
+# Without emoji: a path or a note may hold `:100:`.
+console = Console(emoji=False)
+errors = Console(stderr=True, emoji=False)
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def progress() -> Iterator[Progress]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

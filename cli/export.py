@@ -10,8 +10,8 @@ import typer
 from .console import console, progress
 
 
-class Head(str, Enum):
-    """How the logits matrix is stored."""
+class Storage(str, Enum):
+    """How the embedding or the logits matrix is stored."""
 
     keep = "keep"
     f16 = "f16"
@@ -27,17 +27,24 @@ OUTPUT = typer.Option(
     help="Where the graph goes; `graph` inside the checkpoint by default.",
 )
 HEAD = typer.Option(
-    Head.keep, help="Store the logits matrix as it is, or a copy of it in f16 or int8."
+    Storage.keep, help="Store the logits matrix as it is, or a copy of it in f16 or int8."
 )
+EMBEDDING = typer.Option(Storage.keep, help="Store the embedding as it is, or in f16 or int8.")
 
 
 def register(app: typer.Typer) -> None:
     app.command(epilog="Example: recipe export out/smollm2-sparse50-w8a8 --head int8")(export)
 
 
-def export(checkpoint: str = CHECKPOINT, output: Path | None = OUTPUT, head: Head = HEAD) -> None:
+def export(
+    checkpoint: str = CHECKPOINT,
+    output: Path | None = OUTPUT,
+    head: Storage = HEAD,
+    embedding: Storage = EMBEDDING,
+) -> None:
     """Write the graph that the engine runs: graph.json and graph.safetensors."""
     from ..engine.export import export as run
+    from ..engine.graph import Attention
     from ..engine.graph_file import read_graph
     from ..errors import GraphError
 
@@ -45,7 +52,7 @@ def export(checkpoint: str = CHECKPOINT, output: Path | None = OUTPUT, head: Hea
     if output is None and folder != Path(checkpoint):
         raise GraphError(f"{checkpoint} is not a folder; say where the graph goes with --output")
     with progress() as report:
-        written = run(folder, output, head=head.value, progress=report)
+        written = run(folder, output, head=head.value, embedding=embedding.value, progress=report)
     graph = read_graph(written)
     size = sum(file.bytes for file in graph.files.values())
     console.print(
@@ -54,6 +61,12 @@ def export(checkpoint: str = CHECKPOINT, output: Path | None = OUTPUT, head: Hea
         highlight=False,
         soft_wrap=True,
     )
+    if any(isinstance(op, Attention) and op.k_scale for op in graph.ops):
+        console.print(
+            "The scales of an int8 cache are stored; the engine does not use them yet and keeps"
+            " keys and values in floats.",
+            soft_wrap=True,
+        )
 
 
 def checkpoint_folder(name: str) -> Path:

@@ -14,11 +14,11 @@ from ..errors import GraphError
 from ..progress import Progress
 from .checkpoint import Checkpoint
 from .compressed import Weight, Weights
-from .graph import Activation, Embedding, Head, Linear, Norm, Op
+from .graph import Activation, Attention, Embedding, Head, Linear, Norm, Op
 from .graph_writer import GraphWriter
 from .lowering import Program, lower
 
-HeadStorage: TypeAlias = Literal["keep", "f16", "int8"]
+TokenStorage: TypeAlias = Literal["keep", "f16", "int8"]
 HEAD = "lm_head"
 
 
@@ -26,7 +26,8 @@ def export(
     checkpoint: str | Path,
     output: str | Path | None = None,
     *,
-    head: HeadStorage = "keep",
+    head: TokenStorage = "keep",
+    embedding: TokenStorage = "keep",
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -34,9 +35,10 @@ def export(
 
     Pruned weights (of `pruning_masks.npz`, else those that are 0) are left out where a bitmask is
     smaller. `head` stores the logits matrix as it is, in float16, or in int8 per row; int8 is
-    weight-only, because rounding the last activations as well costs 1 % of perplexity. The
-    embedding rows stay. `provenance` is kept in the graph (JSON values). Raises GraphError when the
-    engine could not compute exactly what the checkpoint means.
+    weight-only, because rounding the last activations as well costs 1 % of perplexity. `embedding`
+    does the same for the embedding; a tied matrix that both store alike is stored once.
+    `provenance` is kept in the graph (JSON values). Raises GraphError when the engine could not
+    compute exactly what the checkpoint means.
     """
     source = Checkpoint.open(checkpoint)
     weights = Weights(source)
@@ -44,7 +46,7 @@ def export(
     output = Path(output) if output is not None else source.folder / "graph"
     tokenizer, tokenizer_bytes = source.tokenizer()
     with GraphWriter(output) as writer:
-        ops = _Exporter(source, weights, program, writer, head).run(progress)
+        ops = _Exporter(source, weights, program, writer, head, embedding).run(progress)
         _check_complete(source, program)
         writer.finish(
             program.model,
@@ -53,7 +55,12 @@ def export(
             tokenizer_bytes,
             generation=source.sampling(),
             # No times or paths of our own: the same checkpoint gives the same bytes.
-            provenance={"paring": version("paring"), "head": head, **(provenance or {})},
+            provenance={
+                "paring": version("paring"),
+                "head": head,
+                "embedding": embedding,
+                **(provenance or {}),
+            },
         )
     return output
 
@@ -83,13 +90,15 @@ class _Exporter:
         weights: Weights,
         program: Program,
         writer: GraphWriter,
-        head: HeadStorage,
+        head: TokenStorage,
+        embedding: TokenStorage,
     ) -> None:
         self.source = source
         self.weights = weights
         self.program = program
         self.writer = writer
         self.head = head
+        self.embedding = embedding
 
     def run(self, progress: Progress | None) -> list[Op]:
         """Write all tensors; returns the ops, the head naming the embedding where they are one."""
@@ -98,12 +107,16 @@ class _Exporter:
         ops: list[Op] = []
         for done, op in enumerate(self.program.ops):
             if isinstance(op, Embedding):
-                self.matrix(op.weight, "Embedding", dense=True)
+                weight = self.weights.read(op.weight.removesuffix(".weight"), "Embedding")
+                self.write(op.weight, _stored_as(weight, self.embedding), dense=True)
             elif isinstance(op, Norm):
                 self.vector(op.weight)
                 self.vector(op.bias)
             elif isinstance(op, Head):
                 op = self.logits(op)
+            elif isinstance(op, Attention):
+                self.cache_scale(op.k_scale, op.kv_heads)
+                self.cache_scale(op.v_scale, op.kv_heads)
             elif isinstance(op, Linear):
                 self.matrix(op.weight)
                 self.vector(op.bias)
@@ -116,6 +129,17 @@ class _Exporter:
         if name is not None:
             self.writer.vector(name, self.source.float32(name))
 
+    def cache_scale(self, name: str | None, kv_heads: int) -> None:
+        """A scale per head; one per tensor is repeated."""
+        if name is None:
+            return
+        values = self.source.float32(name).reshape(-1)
+        if values.size not in (1, kv_heads) or not (values > 0).all():
+            raise GraphError(
+                f"{self.source.folder}: {name} must be 1 or {kv_heads} positive scales"
+            )
+        self.writer.vector(name, np.full(kv_heads, values, np.float32))
+
     def matrix(self, name: str, kind: str = "Linear", dense: bool = False) -> None:
         self.write(name, self.weights.read(name.removesuffix(".weight"), kind), dense)
 
@@ -126,15 +150,15 @@ class _Exporter:
         self.writer.matrix(name, **fields, dense=dense or half)
 
     def logits(self, op: Head) -> Head:
-        """The head: the embedding itself when tied and kept, else a matrix of its own."""
+        """The head: the embedding itself when tied and stored alike, else a matrix of its own."""
         self.vector(op.bias)
         tied = self.program.tied
         if tied is not None and self.weights.exists(HEAD):
             tied = self._still_tied(tied)
-        if tied is not None and self.head == "keep":
+        if tied is not None and self.head == self.embedding:
             return dataclasses.replace(op, weight=tied)
         owner, kind = (tied.removesuffix(".weight"), "Embedding") if tied else (HEAD, "Linear")
-        self.write(op.weight, _as_head(self.weights.read(owner, kind), self.head))
+        self.write(op.weight, _stored_as(self.weights.read(owner, kind), self.head))
         return op
 
     def _still_tied(self, tied: str) -> str | None:
@@ -151,12 +175,12 @@ class _Exporter:
         return tied
 
 
-def _as_head(weight: Weight, head: HeadStorage) -> Weight:
-    """The logits matrix in the storage asked for; one that is integer already stays as it is."""
-    if weight.scales is not None or head == "keep":
+def _stored_as(weight: Weight, storage: TokenStorage) -> Weight:
+    """The embedding or logits matrix in the storage asked for; one that is integer already stays as it is."""
+    if weight.scales is not None or storage == "keep":
         return weight
     values = weight.values
-    if head == "f16":
+    if storage == "f16":
         return dataclasses.replace(weight, values=values.astype(np.float16))
     return quantize_rows(weight)
 

@@ -156,7 +156,11 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal attention, softmax(scale q k^T) v, over the key/value cache number `cache`."""
+    """Causal attention, softmax(scale q k^T) v, over the key/value cache number `cache`.
+
+    k_scale, v_scale: vectors [kv_heads] where the checkpoint was calibrated for an int8 cache: what is kept is
+    clamp(round(x / scale), -128, 127) of each head. Carried, not used yet: keys and values are kept in floats.
+    """
 
     op: Literal["attention"] = "attention"
     q: str
@@ -168,6 +172,8 @@ class Attention:
     head_dim: int
     scale: float
     cache: int
+    k_scale: str | None = None
+    v_scale: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -200,8 +200,8 @@ class _Program:
 
     def embedding(self, op: Embedding) -> int:
         matrix, model = self.matrix(op.weight), self.graph.model
-        if matrix.quantized or matrix.storage != "dense":
-            fault(self.where, f"{op.weight!r} must be dense f32 or f16")
+        if matrix.dtype == "i4" or matrix.group or matrix.storage != "dense":
+            fault(self.where, f"{op.weight!r} must be dense f32, f16 or i8 with a scale per row")
         if matrix.shape != (model.vocab_size, model.hidden_size):
             fault(self.where, f"{op.weight!r} is not [vocab_size, hidden_size]")
         return matrix.shape[1]
@@ -237,4 +237,8 @@ class _Program:
                 self.where, f"cache {op.cache} is taken, or is not one of {self.graph.model.caches}"
             )
         self.caches.add(op.cache)
+        if (op.k_scale is None) != (op.v_scale is None):
+            fault(self.where, "k_scale and v_scale go together")
+        self.vector(op.k_scale, op.kv_heads)
+        self.vector(op.v_scale, op.kv_heads)
         return self.read(op.q, op.heads * op.head_dim)

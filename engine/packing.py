@@ -126,5 +126,9 @@ def _mode(matrix: Matrix) -> str:
 
 
 def _fields(op: Op) -> dict[str, Any]:
-    """The op as graph.json writes it."""
-    return {f.metadata.get("key", f.name): getattr(op, f.name) for f in dataclasses.fields(op)}
+    """The op as graph.json writes it, without the scales of an int8 cache, which the core does not have yet."""
+    return {
+        f.metadata.get("key", f.name): getattr(op, f.name)
+        for f in dataclasses.fields(op)
+        if f.name not in ("k_scale", "v_scale")
+    }

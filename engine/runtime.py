@@ -16,7 +16,7 @@ from ..errors import GraphError
 from ..progress import Progress
 from . import _core
 from .generation import Completion, Generation, Prompt
-from .graph import Graph, Head, Linear, Matrix
+from .graph import Attention, Graph, Head, Linear, Matrix
 from .graph_file import read_graph
 from .packing import KvType, pack
 from .sampling import Sampling
@@ -209,7 +209,9 @@ class Engine:
         `kernels` (the row in use) and `rows` (those this CPU has); `threads`; `context` in tokens;
         `matrices`: name -> shape, dtype, activation, layout, bytes as packed, sparsity;
         `bytes_per_token`: weight bytes one decoded token reads; `cache`: type and bytes per token
-        of context; `memory`: bytes of weights, embedding tables and buffers; `load_seconds`.
+        of context, and what the checkpoint was `calibrated` for ("int8" or None): its scales are
+        in the graph, but keys and values are kept as `type` says; `memory`: bytes of weights,
+        embedding tables and buffers; `load_seconds`.
         """
         core = self.model.info()
         matrices = {
@@ -230,6 +232,7 @@ class Engine:
             "cache": {
                 "type": core["kv"],
                 "bytes_per_token": core["page_bytes"] // core["page_tokens"],
+                "calibrated": self._calibrated(),
             },
             "memory": {
                 "weights": sum(found["bytes"] for found in matrices.values()),
@@ -238,6 +241,10 @@ class Engine:
             },
             "load_seconds": self._load_seconds,
         }
+
+    def _calibrated(self) -> str | None:
+        attentions = [op for op in self.graph.ops if isinstance(op, Attention)]
+        return "int8" if any(op.k_scale is not None for op in attentions) else None
 
     def _describe(self, name: str, packed: dict[str, Any]) -> dict[str, Any]:
         matrix = self.graph.tensors[name]

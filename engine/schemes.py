@@ -35,8 +35,6 @@ class Schemes:
             return
         if found.value("quant_method", "compressed-tensors") != "compressed-tensors":
             found.refuse("quant_method", found.value("quant_method"), "compressed-tensors")
-        if found.value("kv_cache_scheme", None) is not None:
-            found.refuse("kv_cache_scheme", found.value("kv_cache_scheme"), "null")
         for key in ("sparsity_config", "transform_config"):
             section = found.section(key)
             if section and section.values and section.value("format", "dense") != "dense":

@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import ParingError
+from .mask_structure import structures_of
 from .schedule import Unit
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Modifier(BaseModel):
     """The kinds of stage this modifier may stand in."""
     preserves_function: ClassVar[bool] = False
     """True: a block computes the same after `on_block` as before; the session checks it."""
+    needs_reference: ClassVar[bool] = False
+    """True: `on_block` asks for `block.reference_outputs()`, of the model as it was before the pass."""
     transient: ClassVar[frozenset[str]] = frozenset()
     """Private attributes that `state_dict` leaves out because `on_initialize` makes them again."""
     timing: ClassVar[frozenset[str]] = frozenset({"start", "end", "update_frequency", "unit"})
@@ -209,7 +212,7 @@ def registry() -> dict[str, type[Modifier]]:
 def load_modifiers(path: str | Path) -> list[type[Modifier]]:
     """Run a Python file (`--use`) and return the modifiers it defines; a second call returns the same.
 
-    Raises ModifierError when the file is missing, fails, or defines no modifier.
+    A file may define mask structures instead. Raises ModifierError when it is missing, fails, or defines neither.
     """
     file = Path(path).resolve()
     if not file.is_file():
@@ -232,6 +235,6 @@ def load_modifiers(path: str | Path) -> list[type[Modifier]]:
             del sys.modules[name]
             raise ModifierError(f"{path}: {type(error).__name__}: {error}") from error
     found = [cls for key, cls in _registry.items() if cls.__module__ == name and key == cls.key()]
-    if not found:
-        raise ModifierError(f"{path}: defines no subclass of paring.Modifier")
+    if not found and not structures_of(name):
+        raise ModifierError(f"{path}: defines no subclass of paring.Modifier or MaskStructure")
     return found

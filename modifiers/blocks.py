@@ -1,70 +1,53 @@
-"""Walking a decoder block by block: find the blocks, capture what the model passes to them, replay one at a time."""
+"""Walking a decoder block by block: the streams of hidden states, and one block with what goes into it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, LawError
+from . import spill
+from .capture import Call, Stop, capture, find_blocks
 from .targets import select
+
+__all__ = ["Block", "Observer", "Stream", "capture", "find_blocks"]
 
 Observer = Callable[[torch.Tensor], None]
 """Called with a module's input, [batch, length, width]."""
-
-BATCH = 4  # calibration sequences per replayed batch
-
-
-def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The decoder blocks with their names: the longest list of same-class modules that is not inside another block.
-
-    Raises ModelError when the model has none.
-    """
-    found: list[tuple[str, nn.ModuleList]] = []
-    for name, module in model.named_modules():
-        same = isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1
-        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
-        if (
-            same
-            and not inside
-            and any(True for child in module.children() for _ in child.children())
-        ):
-            assert isinstance(module, nn.ModuleList)
-            found.append((name, module))
-    if not found:
-        raise ModelError(
-            f"{type(model).__name__} has no list of decoder blocks (an nn.ModuleList of modules of one class)"
-        )
-    name, blocks = max(found, key=lambda item: len(item[1]))
-    return [(f"{name}.{index}", block) for index, block in enumerate(blocks)]
-
-
-@dataclass
-class Call:
-    """What the model passes to a block besides the hidden states, for one batch."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Stream:
     """Calibration tokens on their way through the blocks of a model.
 
     They move only when somebody looks at a block's inputs, through the blocks before it as these are then: compressed.
-    So a pass in which nobody looks costs no forward and needs no data.
+    So a pass in which nobody looks costs no forward and needs no data. With `reference` a second stream goes through
+    the blocks as they were when this one was made; whoever changes a block must call `advance_reference` before.
+    Hidden states over `spill.THRESHOLD` bytes live in a file in `folder` (not given: the system's temporary one).
     """
 
-    def __init__(self, model: nn.Module, calibration: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: torch.Tensor | None,
+        reference: bool = False,
+        folder: Path | None = None,
+    ) -> None:
         self.model = model
         self.blocks = find_blocks(model)
+        self.has_reference = reference
         self._calibration = calibration
         self._position = 0
         self._inputs: list[torch.Tensor] | None = None
+        self._reference: list[torch.Tensor] = []
+        self._reference_position = 0
         self._calls: list[list[Call]] = []
+        self._folder = folder
+        self._spills: list[spill.Spill] = []
 
     @property
     def has_data(self) -> bool:
@@ -74,27 +57,102 @@ class Stream:
         return Block(self, index)
 
     def inputs(self, index: int) -> list[torch.Tensor]:
-        """The inputs of a block, by batch: [batch, length, width]. Blocks must be asked for in order."""
-        if self._inputs is None:
-            assert self._calibration is not None
-            self._inputs, self._calls = capture(self.model, self._calibration)
+        """The inputs of a block, by batch: [batch, length, width]. Blocks must be asked for in order.
+
+        The list is the stream's own: it moves on when a later block's inputs are asked for.
+        """
         if index < self._position:
             raise IndexError(f"block {index}: the stream is at block {self._position} already")
+        inputs = self._start()
         while self._position < index:
-            batches = range(len(self._inputs))
-            self._inputs = [self.forward(self._position, batch) for batch in batches]
+            self._move(inputs, self._position)
             self._position += 1
-        return self._inputs
+        return inputs
+
+    def advance_reference(self, index: int) -> None:
+        """Take the reference stream through block `index` as it is now; the blocks before it must be unchanged still,
+        or have been passed already. Does nothing without reference or data."""
+        if not self.has_reference or not self.has_data:
+            return
+        self._start()
+        while self._reference_position <= index:
+            self._move(self._reference, self._reference_position)
+            self._reference_position += 1
+
+    def reference_outputs(self, index: int) -> list[torch.Tensor]:
+        """What the unchanged blocks up to `index` put out, by batch; the reference stream must stand right after it."""
+        if not self.has_reference:
+            raise LawError("asks for the reference outputs of a block without `needs_reference`")
+        if self._reference_position != index + 1:
+            raise IndexError(
+                f"block {index}: the reference stream is before block {self._reference_position}"
+            )
+        return self._reference
 
     @torch.no_grad()
     def forward(self, index: int, batch: int) -> torch.Tensor:
         """One block's output for one batch of the stream's present hidden states."""
         assert self._inputs is not None
+        return self.compute(index, self._inputs[batch], batch)
+
+    def compute(
+        self, index: int, hidden: torch.Tensor, batch: int, rows: slice | None = None
+    ) -> torch.Tensor:
+        """A block's output for any hidden states in the place of a batch's, or of the rows named of it."""
         call = self._calls[index][batch]
-        output = self.blocks[index][1](self._inputs[batch], *call.args, **call.kwargs)
-        hidden = output[0] if isinstance(output, tuple) else output
-        assert isinstance(hidden, torch.Tensor)
-        return hidden
+        args, kwargs = call.args, call.kwargs
+        if rows is not None:
+            assert self._inputs is not None
+            size = self._inputs[batch].shape[0]
+            args, kwargs = _select_rows((args, kwargs), rows, size)
+        output = self.blocks[index][1](hidden, *args, **kwargs)
+        result = output[0] if isinstance(output, tuple) else output
+        assert isinstance(result, torch.Tensor)
+        return result
+
+    def _start(self) -> list[torch.Tensor]:
+        if self._inputs is None:
+            assert self._calibration is not None
+            self._inputs, self._calls = capture(self.model, self._calibration, self._keep)
+            if self.has_reference:
+                self._reference = list(self._inputs)
+                if self._spills:
+                    self._spills.append(spill.Spill(self._folder, self._spills[0].size))
+                    self._reference = [self._spills[1].keep(states) for states in self._inputs]
+        return self._inputs
+
+    def _keep(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Where the first hidden states of a batch are to live: in memory, or in a file."""
+        assert self._calibration is not None
+        size = self._calibration.numel() * hidden.shape[-1] * hidden.element_size()
+        if size * (1 + self.has_reference) <= spill.THRESHOLD or hidden.device.type != "cpu":
+            return hidden
+        if not self._spills:
+            self._spills.append(spill.Spill(self._folder, size))
+        return self._spills[0].keep(hidden)
+
+    @torch.no_grad()
+    def _move(self, states: list[torch.Tensor], index: int) -> None:
+        """Replace the hidden states before a block by those after it, batch by batch."""
+        for batch, hidden in enumerate(states):
+            after = self.compute(index, hidden, batch)
+            if self._spills:
+                hidden.copy_(after)
+            else:
+                states[batch] = after
+        for file in self._spills:
+            file.rest()
+
+
+def _select_rows(value: Any, rows: slice, size: int) -> Any:
+    """Of every tensor with a batch axis of `size`, in nested containers, the rows named."""
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.ndim > 1 and value.shape[0] == size > 1 else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_select_rows(item, rows, size) for item in value)
+    if isinstance(value, dict):
+        return {key: _select_rows(item, rows, size) for key, item in value.items()}
+    return value
 
 
 class Block:
@@ -115,6 +173,20 @@ class Block:
         if not self._stream.has_data:
             raise DataError(f"{self.reader} needs calibration data; give the stage `data:`")
         return self._stream.inputs(self.index)
+
+    def reference_outputs(self) -> list[torch.Tensor]:
+        """What this block put out, by batch, in the model as it was when this walk began: its own inputs then, through
+        itself as it was. For modifiers with `needs_reference`; DataError in a stage without calibration data.
+        """
+        if not self._stream.has_data:
+            raise DataError(f"{self.reader} needs calibration data; give the stage `data:`")
+        return self._stream.reference_outputs(self.index)
+
+    def compute(self, hidden: torch.Tensor, batch: int, rows: slice | None = None) -> torch.Tensor:
+        """The block's output [batch, length, width] for `hidden`, with the other arguments that the model passes with
+        the batch numbered `batch`, or with the rows named of it. With gradients, where these are enabled.
+        """
+        return self._stream.compute(self.index, hidden, batch, rows)
 
     def modules(
         self, targets: Sequence[str], ignore: Sequence[str] = ()
@@ -146,7 +218,7 @@ class Block:
                 observer(args[0])
                 waiting.discard(name)
                 if not waiting:
-                    raise _Stop
+                    raise Stop
 
             return hook
 
@@ -158,7 +230,7 @@ class Block:
         try:
             for index in replays:
                 waiting.update(hooks)
-                with contextlib.suppress(_Stop):
+                with contextlib.suppress(Stop):
                     self._forward(index)
         finally:
             for handle in handles:
@@ -189,77 +261,3 @@ class Block:
 
         self.run({name: remember(name) for name in linears}, batches=1)
         return [names for _, names in seen]
-
-
-class _Stop(Exception):
-    """Ends a forward once everything asked for has been seen."""
-
-
-@torch.no_grad()
-def capture(
-    model: nn.Module, calibration: torch.Tensor
-) -> tuple[list[torch.Tensor], list[list[Call]]]:
-    """The inputs of the first block, by batch, and the other arguments of every block, by block and batch.
-
-    calibration: int64 [samples, length]. The blocks hand their input through unchanged meanwhile, so this costs one
-    embedding lookup; blocks may still get different masks or position embeddings (sliding windows).
-    """
-    if calibration.ndim != 2 or calibration.numel() == 0:
-        raise DataError(
-            f"calibration must be token ids [samples, length], got {tuple(calibration.shape)}"
-        )
-    blocks = find_blocks(model)
-    inputs: list[torch.Tensor] = []
-    calls: list[list[Call]] = [[] for _ in blocks]
-    device = next(model.parameters()).device
-    returns_tuple = _returns_tuple(model, blocks[0][1], calibration[:1, :2].to(device))
-
-    def recorder(index: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden, rest, kwargs = _split(args, kwargs)
-            if index == 0:
-                inputs.append(hidden)
-            calls[index].append(Call(rest, kwargs))
-            if index == len(blocks) - 1:
-                raise _Stop
-            return (hidden,) if returns_tuple else hidden
-
-        return forward
-
-    originals = [block.forward for _, block in blocks]
-    try:
-        for index, (_, block) in enumerate(blocks):
-            block.forward = recorder(index)
-        for batch in torch.split(calibration, BATCH):
-            try:
-                model(batch.to(device), use_cache=False)
-            except _Stop:
-                continue
-            raise ModelError(f"a forward of {type(model).__name__} never reached its last block")
-    finally:
-        for (_, block), original in zip(blocks, originals, strict=True):
-            if "forward" in vars(block):
-                del block.forward
-            if block.forward != original:  # somebody had replaced the method before us
-                block.forward = original
-    return inputs, calls
-
-
-def _returns_tuple(model: nn.Module, block: nn.Module, tokens: torch.Tensor) -> bool:
-    results: list[Any] = []
-    handle = block.register_forward_hook(lambda module, args, output: results.append(output))
-    try:
-        model(tokens, use_cache=False)
-    finally:
-        handle.remove()
-    return isinstance(results[0], tuple)
-
-
-def _split(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Take the hidden states out of a block's arguments."""
-    if args:
-        return args[0], args[1:], kwargs
-    rest = dict(kwargs)
-    return rest.pop("hidden_states"), (), rest

@@ -1,103 +1,182 @@
-"""Which weights of a matrix to keep, given a score for each: the patterns that the engine's kernels know.
+"""Which weights of a matrix to keep, given a score for each: the base of every pattern, and their registry.
 
-| text | meaning |
-|---|---|
-| `unstructured` | any weight |
-| `N:M` | N kept of every M consecutive inputs of a row: 4:16 is 75 % sparse |
-| `RxC` | blocks of R rows x C consecutive inputs are kept or removed as one: 1x4, 4x1, 16x1, 2x1 (rows 2i, 2i + 1) |
+A pattern is a small class in a file of its own (`patterns/` has ours); defining it registers it, so a file given with
+`--use` may bring another. Scorers (SparseGPT, Wanda, magnitude, ...) know no pattern: they call `mask`, or `chooser`
+where they go through a matrix from left to right and change what they have not reached yet.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from pydantic import AfterValidator
 
 from ..errors import ModelError
 
-BLOCKS = ("1x4", "4x1", "16x1", "2x1")
+NARROW = 32  # the widest windows that are sorted by a network
+
+_registry: dict[str, type[MaskStructure]] = {}
+
+Chooser: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
+"""(first column, scores f32 [out, columns] of a window as they are now) -> bool [out, columns]."""
 
 
-@dataclass(frozen=True)
-class MaskStructure:
-    """A parsed pattern. For N:M, `rows` x `columns` is N and M; for blocks, the block's shape."""
+class MaskStructure(ABC):
+    """A pattern, made from its text in a recipe. Subclass it, define `named` and `mask`."""
 
-    kind: Literal["unstructured", "N:M", "block"]
+    usage: ClassVar[str]
+    """How a recipe writes it, for messages."""
+    local: ClassVar[bool] = False
+    """True: any window of `columns` columns can be given its mask by itself."""
+
     rows: int = 1
+    """The rows of a matrix must be a multiple of this."""
     columns: int = 1
+    """Consecutive inputs that belong together; those of a matrix must be a multiple of this."""
+    step: int | None = None
+    """How many columns a chooser takes at a time; None: any multiple of `columns`."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _registry[f"{cls.__module__}.{cls.__qualname__}"] = cls
+
+    @staticmethod
+    def parse(text: str) -> MaskStructure:
+        """The pattern that `text` means. Raises ValueError, saying what there is, when it is none."""
+        found = [made for cls in _registry.values() if (made := cls.named(text)) is not None]
+        if len(found) > 1:
+            names = " and ".join(f"{type(made).__module__}" for made in found)
+            raise ValueError(f"{text!r} is a mask structure of two modules, {names}; rename one")
+        if not found:
+            *most, last = sorted((cls.usage for cls in _registry.values()), key=len)
+            most.sort(key=lambda usage: usage != "unstructured")
+            raise ValueError(f"{text!r} is not a mask structure; use {', '.join(most)} or {last}")
+        return found[0]
 
     @classmethod
-    def parse(cls, text: str) -> MaskStructure:
-        """Raises ValueError, saying what there is, when `text` is no pattern."""
-        if text == "unstructured":
-            return cls("unstructured")
-        if text in BLOCKS:
-            rows, columns = text.split("x")
-            return cls("block", int(rows), int(columns))
-        match = re.fullmatch(r"(\d+):(\d+)", text)
-        if match and 0 < int(match[1]) < int(match[2]):
-            return cls("N:M", int(match[1]), int(match[2]))
-        raise ValueError(
-            f"{text!r} is not a mask structure; use unstructured, N:M (N kept of every M inputs, such as 2:4), "
-            + " or ".join([", ".join(BLOCKS[:-1]), BLOCKS[-1]])
-        )
+    @abstractmethod
+    def named(cls, text: str) -> MaskStructure | None:
+        """The pattern if `text` is one of this kind, else None."""
+
+    @abstractmethod
+    def mask(self, scores: torch.Tensor, sparsity: float, *, per_row: bool = False) -> torch.Tensor:
+        """Keep the weights that score highest, as far as the pattern allows.
+
+        scores: f32 [out, in], what removing each weight costs, >= 0 and additive where a pattern adds them up; a
+        negative score removes a weight before all others. Returns bool [out, in]. A fraction `sparsity` is removed, as
+        exactly as the pattern can (of every row with `per_row`, where rows are free); among equals, those further left
+        and up go first.
+        """
 
     @property
     def sparsity(self) -> float | None:
-        """The sparsity that the pattern itself fixes (N:M), else None."""
-        return 1.0 - self.rows / self.columns if self.kind == "N:M" else None
+        """The sparsity that the pattern itself fixes, else None."""
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.text == getattr(other, "text", None)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.text!r})"
+
+    def divides(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight [out, in] can be cut into this pattern."""
+        return shape[0] % self.rows == 0 and shape[1] % self.columns == 0
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raises ModelError when a weight [out, in] can't be cut into this pattern."""
-        down = self.rows if self.kind == "block" else 1
-        if shape[0] % down or shape[1] % self.columns:
-            text = f"{self.rows}{':' if self.kind == 'N:M' else 'x'}{self.columns}"
+        if not self.divides(shape):
             raise ModelError(
-                f"{name} is {shape[0]} x {shape[1]}, which {text} does not divide; put it in `ignore` or choose"
-                " another mask_structure"
+                f"{name} is {shape[0]} x {shape[1]}, which {self.text} does not divide: it takes multiples of"
+                f" {self.rows} x {self.columns}; put it in `ignore` or choose another mask_structure"
             )
 
-    def mask(self, scores: torch.Tensor, sparsity: float, *, per_row: bool = False) -> torch.Tensor:
-        """Keep the weights (or blocks, by the sum of their scores) that score highest.
+    def chooser(self, scores: torch.Tensor, sparsity: float) -> Chooser:
+        """For SparseGPT's column loop: a function that gives the mask of one window of columns after the other.
 
-        scores: [out, in], >= 0; a negative score removes a weight before all others. Returns bool [out, in].
-        Exactly round(sparsity * n) of the n weights or blocks are removed (per row of them with `per_row`); among
-        equal scores, those further left and up go first. N:M removes round(sparsity * M) of every M.
+        Whatever spans columns must be settled by `scores` [out, in], those before the first column is pruned. A pattern
+        that defines nothing has its whole mask settled by them; a local one looks at each window's scores of then.
         """
-        if self.kind == "N:M":
-            groups = scores.reshape(-1, self.columns)
-            kept = _keep_highest(groups, round(sparsity * self.columns))
-            return kept.reshape(scores.shape)
-        if self.kind == "block":
-            rows, columns = scores.shape[0] // self.rows, scores.shape[1] // self.columns
-            sums = scores.reshape(rows, self.rows, columns, self.columns).sum(dim=(1, 3))
-            kept = MaskStructure("unstructured").mask(sums, sparsity, per_row=per_row)
-            return kept.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
-        rows_of = scores if per_row else scores.reshape(1, -1)
-        return _keep_highest(rows_of, round(sparsity * rows_of.shape[1])).reshape(scores.shape)
+        if self.local:
+            return lambda first, window: self.mask(window, sparsity)
+        whole = self.mask(scores, sparsity)
+        return lambda first, window: whole[:, first : first + window.shape[1]]
 
 
-def _keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:
+def structures_of(module: str) -> list[type[MaskStructure]]:
+    """The mask structures that a Python module defines."""
+    return [cls for cls in _registry.values() if cls.__module__ == module]
+
+
+def keep_highest(scores: torch.Tensor, removed: int) -> torch.Tensor:
     """bool [rows, n]: exactly `removed` of each row are False, the lowest; of equals, the leftmost."""
     if removed <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
     if removed >= scores.shape[1]:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if scores.shape[1] <= 64:
-        order = scores.argsort(dim=1, stable=True)
-        kept = torch.ones_like(scores, dtype=torch.bool)
-        return kept.scatter_(1, order[:, :removed], False)
-    limit = scores.kthvalue(removed, dim=1, keepdim=True).values
+    if scores.shape[1] <= NARROW:
+        columns = scores.T.contiguous()
+        limit = sort_columns(columns)[removed - 1]
+        return above(columns, limit, torch.full_like(limit, len(columns) - removed)).T
+    limit = _highest_removed(scores, removed)
     kept = scores > limit
     surplus = scores.shape[1] - removed - kept.sum(dim=1)
-    for row in (
-        surplus.nonzero().flatten().tolist()
-    ):  # ties at the limit: the rightmost of them stay
+    for row in surplus.nonzero().flatten().tolist():  # ties at the limit: the rightmost stay
         ties = (scores[row] == limit[row]).nonzero().flatten()
         kept[row, ties[len(ties) - int(surplus[row]) :]] = True
+    return kept
+
+
+def _highest_removed(scores: torch.Tensor, removed: int) -> torch.Tensor:
+    """The `removed`th lowest of each row [rows, n], as [rows, 1]."""
+    if scores.device.type != "cpu":
+        return scores.kthvalue(removed, dim=1, keepdim=True).values
+    # numpy selects with vector instructions: some fifteen times as fast
+    parts = np.partition(scores.detach().numpy(), removed - 1, axis=1)[:, removed - 1 : removed]
+    return torch.from_numpy(np.ascontiguousarray(parts))
+
+
+def sort_columns(columns: torch.Tensor) -> torch.Tensor:
+    """[m, n] -> the same with every column in rising order.
+
+    A bitonic network (Batcher 1968) of whole rows: for many narrow windows several times as fast as sorting each.
+    """
+    size = 1 << (len(columns) - 1).bit_length()
+    rows = [torch.full_like(columns[0], -torch.inf)] * (size - len(columns)) + list(columns)
+    width = 2
+    while width <= size:
+        distance = width // 2
+        while distance > 0:
+            for i in range(size):
+                j = i ^ distance
+                if j > i:
+                    low = torch.minimum(rows[i], rows[j])
+                    high = torch.maximum(rows[i], rows[j])
+                    rows[i], rows[j] = (high, low) if i & width else (low, high)
+            distance //= 2
+        width *= 2
+    return torch.stack(rows[size - len(columns) :])
+
+
+def above(columns: torch.Tensor, limit: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """bool [m, n]: the `count` [n] highest of each column [m, n], those above its `limit` [n] and the last at it."""
+    kept = columns > limit
+    missing = count - kept.sum(dim=0)
+    if bool(missing.any()):
+        for i in reversed(range(len(columns))):
+            taken = (columns[i] == limit) & (missing > 0)
+            kept[i] |= taken
+            missing = missing - taken.to(missing.dtype)
     return kept
 
 

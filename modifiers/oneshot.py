@@ -32,6 +32,10 @@ class Walk:
     kind: Literal["model", "observe", "blocks"]
     modifiers: tuple[Modifier, ...]
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.kind == "blocks" and any(m.needs_reference for m in self.modifiers)
+
 
 def plan(modifiers: list[Modifier]) -> list[Walk]:
     """The walks that a list of modifiers needs, in order."""
@@ -62,7 +66,7 @@ def run(
         session.call(modifier, "on_initialize")
         if modifier.defines("on_block"):
             _check_targets(session, modifier)
-    done = journal.restore(session) if journal else (0, 0)
+    done = journal.restore_walks(session) if journal else (0, 0)
     for number, walk in enumerate(walks):
         if number < done[0]:
             continue
@@ -73,13 +77,17 @@ def run(
                 journal.save(session, number, None)
             continue
         first = done[1] if number == done[0] else 0
-        stream = Stream(session.model, calibration)
+        stream = Stream(session.model, calibration, walk.needs_reference, resume_dir)
+        if journal and first:
+            stream.advance_reference(first - 1)  # through blocks that are as they were
+            journal.restore_blocks(session)
         total = len(stream.blocks)
         label = _label(session, walk)
         for index in range(first, total):
             if progress:
                 progress(label, index, total)
             block = stream.block(index)
+            stream.advance_reference(index)
             note = _visit(session, walk, block)
             if journal:
                 journal.save(session, number, block)

@@ -1,8 +1,8 @@
 """The journal of a one-shot run: what is finished, so that a killed run goes on from its last finished block.
 
 A folder with `journal.json` (the run's fingerprint and the entries in order) and one file per entry: the weights of the
-finished block (or of the whole model) and the session's state. An entry exists once the journal names it; every file is
-written under a temporary name, fsynced and renamed.
+finished block (or of the whole model, with its sizes) and the session's state. An entry exists once the journal names
+it; every file is written under a temporary name, fsynced and renamed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 
 from ..errors import DataError
 from .blocks import find_blocks
+from .sizes import resize, sizes
 
 if TYPE_CHECKING:
     from .blocks import Block
     from .session import Session
 
-VERSION = 1
+VERSION = 3
 
 
 class Journal:
@@ -55,27 +56,51 @@ class Journal:
         name = f"walk{walk}-model" if block is None else f"walk{walk}-block{index}"
         _write(self.folder / f"{name}.weights", lambda file: torch.save(module.state_dict(), file))
         _write(self.folder / f"{name}.state", lambda file: torch.save(session.state_dict(), file))
-        self.entries.append({"name": name, "walk": walk, "block": index})
+        entry: dict[str, Any] = {"name": name, "walk": walk, "block": index}
+        if block is None:  # it may have made the model smaller
+            entry["sizes"] = sizes(session.model)
+        self.entries.append(entry)
         record = {"version": VERSION, "fingerprint": self.fingerprint, "entries": self.entries}
         _write(self.folder / "journal.json", lambda file: file.write(json.dumps(record).encode()))
-        if len(self.entries) > 1:
-            (self.folder / f"{self.entries[-2]['name']}.state").unlink(missing_ok=True)
+        finished = [entry["name"] for entry in self.entries if entry["walk"] < walk]
+        for entry in self.entries[:-1]:
+            if entry["name"] not in finished[-1:]:  # the state at the end of the walk before
+                (self.folder / f"{entry['name']}.state").unlink(missing_ok=True)
 
-    def restore(self, session: Session) -> tuple[int, int]:
-        """Bring model and session to the last finished entry; returns the walk and block to go on with."""
+    def restore_walks(self, session: Session) -> tuple[int, int]:
+        """Bring model and session to the end of the last finished walk; returns the walk and block to go on with.
+
+        The finished blocks of an unfinished walk are for `restore_blocks`: until then, one can still see the model as
+        it was when that walk began.
+        """
         if not self.entries:
             return 0, 0
-        blocks = {}
-        if any(entry["block"] is not None for entry in self.entries):
-            blocks = dict(enumerate(module for _, module in find_blocks(session.model)))
-        for entry in self.entries:
-            module = session.model if entry["block"] is None else blocks[entry["block"]]
-            module.load_state_dict(self._read(f"{entry['name']}.weights"))
         last = self.entries[-1]
-        session.load_state_dict(self._read(f"{last['name']}.state"))
-        if last["block"] is None or last["block"] + 1 == len(blocks):
-            return last["walk"] + 1, 0
-        return last["walk"], last["block"] + 1
+        total = 0 if last["block"] is None else len(find_blocks(session.model))
+        if last["block"] is None or last["block"] + 1 == total:
+            position = last["walk"] + 1, 0
+        else:
+            position = last["walk"], last["block"] + 1
+        self._restore(session, [e for e in self.entries if e["walk"] < position[0]])
+        return position
+
+    def restore_blocks(self, session: Session) -> None:
+        """Bring model and session to the last finished block of the unfinished walk."""
+        walk = self.entries[-1]["walk"]
+        self._restore(session, [entry for entry in self.entries if entry["walk"] == walk])
+
+    def _restore(self, session: Session, entries: list[dict[str, Any]]) -> None:
+        if not entries:
+            return
+        blocks = {}
+        if any(entry["block"] is not None for entry in entries):
+            blocks = dict(enumerate(module for _, module in find_blocks(session.model)))
+        for entry in entries:
+            module = session.model if entry["block"] is None else blocks[entry["block"]]
+            if entry["block"] is None:
+                resize(session.model, entry["sizes"])
+            module.load_state_dict(self._read(f"{entry['name']}.weights"))
+        session.load_state_dict(self._read(f"{entries[-1]['name']}.state"))
 
     def _read(self, name: str) -> Any:
         file = self.folder / name

@@ -27,6 +27,8 @@ from ..progress import Progress
 from . import oneshot
 from .base import Modifier
 from .masks import Masks
+from .precision import fast_float32
+from .quantization.cache import CacheQuantization
 from .quantization.layer import LayerQuantization, attach, detach
 from .schedule import Window, per_unit, to_step
 from .targets import select
@@ -48,6 +50,7 @@ class Session:
         seed: int = 0,
         masks: Masks | None = None,
         quantization: dict[str, LayerQuantization] | None = None,
+        caches: dict[str, CacheQuantization] | None = None,
         load_teacher: Callable[[str], nn.Module] | None = None,
     ) -> None:
         self.model = model
@@ -58,6 +61,7 @@ class Session:
         self.generator = torch.Generator().manual_seed(seed)
         self.masks = Masks() if masks is None else masks
         self.quantization = {} if quantization is None else quantization
+        self.caches = {} if caches is None else caches
         self.load_teacher = load_teacher
         self.report: dict[str, dict[str, Any]] = {}
         self.teachers: dict[str, nn.Module] = {}
@@ -66,6 +70,7 @@ class Session:
         ] = {}  # shared between the on_loss hooks of one batch, then cleared
         self.optimizer: torch.optim.Optimizer | None = None  # while `on_gradients` hooks run
         self.run: Literal["oneshot", "train"] = "oneshot"
+        self.calibration: torch.Tensor | None = None  # a one-shot stage's tokens [samples, length]
         self.step = 0
         self.steps_per_epoch = 0
         self.total_steps = 0
@@ -75,8 +80,11 @@ class Session:
         self._windows: list[Window] = []
         self._phase: list[Literal["waiting", "active", "ended"]] = ["waiting"] * len(self.modifiers)
         self._logs: dict[str, tuple[float, int]] = {}
+        self._progress: Progress | None = None
         for layer in self.quantization.values():
             attach(layer)
+        for cache in self.caches.values():
+            cache.attach()
 
     # what modifiers read and write
 
@@ -139,6 +147,11 @@ class Session:
 
     # one-shot
 
+    def tell(self, modifier: Modifier, what: str, done: int, total: int) -> None:
+        """Move the progress bar of a part of a modifier's work on the whole model, which the walk can't see into."""
+        if self._progress is not None:
+            self._progress(f"{self.label(modifier)} ({what})", done, total)
+
     def run_oneshot(
         self,
         calibration: torch.Tensor | None = None,
@@ -153,10 +166,12 @@ class Session:
         """
         self.run = "oneshot"
         self._allowed("oneshot")
+        self.calibration, self._progress = calibration, progress
         training = self.model.training
         self.model.eval()
         try:
-            oneshot.run(self, calibration, progress, resume_dir)
+            with fast_float32():
+                oneshot.run(self, calibration, progress, resume_dir)
         finally:
             self.model.train(training)
 
@@ -242,6 +257,7 @@ class Session:
             "phase": list(self._phase),
             "masks": self.masks.state_dict(),
             "quantization": {name: layer.state_dict() for name, layer in self.quantization.items()},
+            "caches": {name: cache.state_dict() for name, cache in self.caches.items()},
             "report": self.report,
             "generator": self.generator.get_state(),
             "modifiers": [{"key": m.key(), "state": m.state_dict()} for m in self.modifiers],
@@ -265,6 +281,12 @@ class Session:
             layer = LayerQuantization.from_state(self.model.get_submodule(name), saved)
             self.quantization[name] = layer
             attach(layer)
+        for cache in self.caches.values():
+            cache.detach()
+        self.caches.clear()
+        for name, saved in state["caches"].items():
+            self.caches[name] = CacheQuantization.from_state(self.model.get_submodule(name), saved)
+            self.caches[name].attach()
         self.report = state["report"]
         self.generator.set_state(state["generator"])
         for modifier, entry in zip(self.modifiers, state["modifiers"], strict=True):

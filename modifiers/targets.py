@@ -41,7 +41,9 @@ def select(
 
     Raises TargetError when a pattern, target or ignore, matches nothing in the model.
     """
-    named = [(name, module) for name, module in model.named_modules() if name]
+    # What is inside an adapter (of LoRA) is part of the Linear it wraps.
+    inside = tuple(f"{name}." for name, m in model.named_modules() if hasattr(m, "base_layer"))
+    named = [(n, module) for n, module in model.named_modules() if n and not n.startswith(inside)]
     for pattern in (*targets, *ignore):
         if not any(matches(pattern, name, module) for name, module in named):
             raise _nothing(pattern, named, "target" if pattern in targets else "ignore")

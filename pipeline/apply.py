@@ -14,14 +14,18 @@ from ..modifiers import Session
 from ..progress import Progress
 from ..recipes import Recipe, Stage
 from .checkpoint import MASKS, WEIGHTS, publish, verify_checkpoint, write_checkpoint
+from .compare import PROMPT, compare, text_samples
 from .data import training_examples
 from .evaluate import Exam, compare_speed
 from .models import load_model, model_fingerprint, quiet_transformers
 from .oneshot import run_oneshot
 from .pared import Pared
+from .processes import Processes
 from .report import REPORT, layer_table, read_report, sparsity, versions, write_report
+from .report_html import PAGE, render
 from .runfolder import RunFolder
 from .sources import data_fingerprint
+from .teachers import Teachers
 from .train import run_training
 
 
@@ -55,21 +59,40 @@ def apply(
     the checkpoint with `transformers` before it is published, and compare its logits with those in memory.
 
     A finished run of the same recipe is returned at once. Raises the kinds of ParingError for bad input.
+
+    Under `torchrun` each process trains on its part of every batch; the first does all else, and has the report.
     """
+    processes = Processes.join()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     ref = str(model or recipe.model or "")
     if not ref:
         raise ModelError("the recipe names no model; add `model:` to it or give one with --model")
     recipe = recipe.model_copy(update={"model": ref})
     if output is None:
+        if processes.count > 1:
+            raise ModelError("several processes share their work in a folder; give --output")
         return _Run(recipe, ref, None, evaluate, verify, progress).go()
     inputs = [model_fingerprint(ref, progress)]
     configs = [*(stage.data for stage in recipe.stages), recipe.evaluate]
     inputs += [data_fingerprint(config) for config in configs if config is not None]
-    with RunFolder.open(Path(output), recipe.to_yaml(), " ".join(inputs), not resume) as folder:
+    if processes.count > 1:  # as many must resume it: each has its part of a batch
+        inputs.append(f"{processes.count} processes")
+    place = Path(output)
+    if not processes.is_first:
+        processes.wait()  # for the first to open it
+        folder = RunFolder.follow(place)
+        if not folder.is_done(evaluate):
+            _Run(recipe, ref, folder, evaluate, verify, None, processes).go()
+        processes.part()
+        return ApplyResult({}, place, None)
+    with RunFolder.open(place, recipe.to_yaml(), " ".join(inputs), not resume) as folder:
+        processes.wait()
         if folder.is_done(evaluate):
-            return ApplyResult(read_report(folder.output / REPORT), folder.output, None)
-        return _Run(recipe, ref, folder, evaluate, verify, progress).go()
+            result = ApplyResult(read_report(folder.output / REPORT), folder.output, None)
+        else:
+            result = _Run(recipe, ref, folder, evaluate, verify, progress, processes).go()
+        processes.part()
+        return result
 
 
 class _Run:
@@ -83,8 +106,10 @@ class _Run:
         evaluate: bool,
         verify: bool,
         progress: Progress | None,
+        processes: Processes = Processes(),  # noqa: B008 - frozen
     ) -> None:
         self.recipe = recipe
+        self.processes = processes
         self.ref = ref
         self.folder = folder
         self.evaluate = evaluate
@@ -103,22 +128,29 @@ class _Run:
             return self._go()
 
     def _go(self) -> ApplyResult:
-        before = self._measure_base()
+        before = self._measure_base() if self.processes.is_first else {}
         if self.folder and (state := self.folder.load_stage(self.pared.model)):
             self.pared.restore(state)
         with TemporaryDirectory(prefix="paring-") as temporary:
             for index in range(len(self.stages), len(self.recipe.stages)):
                 name = f"stage-{index}"
-                self._run_stage(
-                    index, self.folder.work(name) if self.folder else Path(temporary, name)
-                )
+                # Blocks are pared by one process, and the others take over the result.
+                alone = self.recipe.stages[index].training is None
+                if self.processes.is_first or not alone:
+                    self._run_stage(
+                        index, self.folder.work(name) if self.folder else Path(temporary, name)
+                    )
+                self._share(alone)
+        if not self.processes.is_first:
+            return ApplyResult({}, None, self.pared)
         layers = layer_table(self.pared.model, self.pared.masks, self.pared.quantization)
+        parameters = sum(p.numel() for p in self.pared.model.parameters())
         report: dict[str, Any] = {
             "model": self.ref,
             "versions": versions(),
             "evaluate": self.exam.describe() if self.exam else None,
             "before": before,
-            "after": {"sparsity": sparsity(layers)},
+            "after": {"sparsity": sparsity(layers), "parameters": parameters},
             "stages": self.stages,
             "layers": layers,
         }
@@ -135,6 +167,7 @@ class _Run:
         if not before:
             model = self.pared.model
             before["sparsity"] = sparsity(layer_table(model, self.pared.masks, {}))
+            before["parameters"] = sum(p.numel() for p in model.parameters())
             before["bytes"] = sum(p.numel() * p.element_size() for p in model.parameters())
         if self.exam and "perplexity" not in before:
             progress = _within(self.progress, "before")
@@ -153,7 +186,8 @@ class _Run:
             seed=_seed(stage),
             masks=self.pared.masks,
             quantization=self.pared.quantization,
-            load_teacher=lambda teacher: load_model(self.ref if teacher == "self" else teacher)[0],
+            caches=self.pared.caches,
+            load_teacher=Teachers(self.ref),
         )
         entry: dict[str, Any] = {"name": stage.name, "run": stage.run}
         if stage.training is None:
@@ -165,20 +199,38 @@ class _Run:
             entry["log"] = run_training(session, stage.training, examples, work, progress)
         entry["seconds"] = round(time.monotonic() - began, 1)
         entry["modifiers"] = session.report
+        if stage.training is not None:
+            self.processes.wait()  # nobody reads the Trainer's checkpoints any more
+        if not self.processes.is_first:
+            return
         if self.folder:
             self.folder.finish_stage(entry, self.pared.model, self.pared.state())
         else:
             self.stages.append(entry)
 
+    def _share(self, alone: bool) -> None:
+        """What the first process has finished becomes the others' too."""
+        self.processes.wait()
+        if not self.processes.is_first and self.folder:
+            self.folder.reload()
+            self.stages = self.folder.stages
+            if alone:
+                self.pared = Pared.load(self.ref)
+                if state := self.folder.load_stage(self.pared.model):
+                    self.pared.restore(state)
+        self.processes.wait()
+
     def _write(self, folder: RunFolder, report: dict[str, Any]) -> None:
         """Stage checkpoint, graph and report, measure them, and move all of it into the output folder."""
         staged, pared, after = folder.empty_work("result"), self.pared, report["after"]
-        write_checkpoint(staged, pared.model, pared.tokenizer, pared.quantization, pared.masks)
+        write_checkpoint(
+            staged, pared.model, pared.tokenizer, pared.quantization, pared.masks, pared.caches
+        )
         if self.verify:
             verify_checkpoint(staged, pared.model)
         (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         graph = staged / "graph"
-        export(staged, graph, head=self.recipe.export.head)
+        export(staged, graph, head=self.recipe.export.head, embedding=self.recipe.export.embedding)
         after["checkpoint_bytes"] = sum(
             (staged / name).stat().st_size for name in (WEIGHTS, MASKS) if (staged / name).exists()
         )
@@ -190,7 +242,13 @@ class _Run:
             base, tokenizer = load_model(self.ref, dequantize=True)
             work = folder.empty_work("speed")
             report["speed"] = compare_speed(base, tokenizer, graph, work, self.progress)
+            if self.exam:
+                report["comparison"] = compare(base, pared.model, self.exam.excerpts())
+                prompts = self.exam.prompts(PROMPT)
+                report["samples"] = text_samples(base, tokenizer, graph, prompts)
         write_report(staged / REPORT, report)
+        page = render(report, self.recipe)
+        (staged / PAGE).write_text(page, encoding="utf-8")
         names = sorted(path.name for path in staged.iterdir())
         folder.announce(names)
         publish(staged, folder.output, folder.record["published"])

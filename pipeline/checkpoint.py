@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..modifiers import Masks
+    from ..modifiers.quantization.cache import CacheQuantization
     from ..modifiers.quantization.layer import LayerQuantization
 
 WEIGHTS = "model.safetensors"
@@ -46,12 +47,17 @@ def write_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     quantization: Mapping[str, LayerQuantization],
     masks: Masks,
+    caches: Mapping[str, CacheQuantization] | None = None,
 ) -> None:
     """Write model, tokenizer, quantization and masks into the existing, empty `folder`, `config.json` last.
 
-    The model's weights hold the dequantized values of every layer in `quantization`; stored are the integers.
+    caches: of keys and values, by attention. The model's weights hold the dequantized values of every layer in
+    `quantization`; stored are the integers.
     """
     tensors, tied = _tensors(model, quantization)
+    for name, cache in (caches or {}).items():
+        tensors[f"{name}.k_scale"] = cache.key_scale.cpu().reshape(-1, 1, 1).contiguous()
+        tensors[f"{name}.v_scale"] = cache.value_scale.cpu().reshape(-1, 1, 1).contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     # The library makes the file for its owner alone; let it be readable as its folder is.
     (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
@@ -71,15 +77,18 @@ def write_checkpoint(
     config["architectures"] = [type(model).__name__]
     config["dtype"] = "float32"
     config["tie_word_embeddings"] = tied
-    if quantization:
-        config["quantization_config"] = quantization_config(model, quantization)
+    if quantization or caches:
+        config["quantization_config"] = quantization_config(model, quantization, bool(caches))
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def quantization_config(
-    model: nn.Module, quantization: Mapping[str, LayerQuantization]
+    model: nn.Module, quantization: Mapping[str, LayerQuantization], cache: bool
 ) -> dict[str, Any]:
-    """The `quantization_config` of config.json: one group per distinct scheme, every float Linear ignored."""
+    """The `quantization_config` of config.json: one group per distinct scheme, every float Linear ignored.
+
+    cache: whether keys and values are int8, with a scale per head.
+    """
     groups: dict[str, tuple[QuantizationScheme, list[str]]] = {}
     for name, layer in quantization.items():
         scheme = _scheme(layer)
@@ -94,6 +103,7 @@ def quantization_config(
         format=CompressionFormat(single).value,
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=[name for name in linear if name not in quantization],
+        kv_cache_scheme=QuantizationArgs(num_bits=8, strategy="attn_head") if cache else None,
     )
     dump: dict[str, Any] = config.model_dump(mode="json")
     return dump

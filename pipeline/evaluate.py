@@ -40,11 +40,11 @@ class Exam:
 
     @classmethod
     def of(cls, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Exam:
-        """The first `windows` windows of `length` tokens, or the first `samples` rows where there is an `answer`.
+        """The first `windows` windows of `length` tokens, or the first `samples` rows where there are answers.
 
         Raises DataError when there are fewer than asked for.
         """
-        if config.answer is not None:
+        if config.has_answers:
             items = prompts_with_answers(config, tokenizer)
             return cls(config.dataset, config.split, [], items)
         tokens, length = evaluation_tokens(config, tokenizer), config.length
@@ -63,6 +63,17 @@ class Exam:
             return {"dataset": self.dataset, "split": self.split, "answers": len(self.items)}
         size = {"windows": len(self.windows), "length": len(self.windows[0])}
         return {"dataset": self.dataset, "split": self.split, **size}
+
+    def excerpts(self) -> list[list[int]]:
+        """The texts it measures on, as tokens."""
+        return self.windows or [[*prompt, *answer] for prompt, answer in self.items]
+
+    def prompts(self, length: int) -> list[list[int]]:
+        """Beginnings to continue: the prompts of answers, or the first `length` tokens of windows from all over."""
+        if self.items:
+            return [prompt for prompt, _ in self.items if prompt]
+        every = max(1, len(self.windows) // 3)
+        return [window[:length] for window in self.windows[::every]]
 
     def torch(self, model: PreTrainedModel, progress: Progress | None = None) -> float:
         """Perplexity of a torch model."""

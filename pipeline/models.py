@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -36,12 +37,15 @@ def load_model(
     place = resolve_model(ref, progress)
     config = _guarded(place, lambda: AutoConfig.from_pretrained(place))
     quantization = getattr(config, "quantization_config", None) or {}
-    dequantize = dequantize and quantization.get("quant_method") == "compressed-tensors"
-    if dequantize:
+    compressed = quantization.get("quant_method") == "compressed-tensors"
+    if compressed and dequantize:
         quantization["dequantize"] = True
     model, tokenizer = _load(place, config=config)
-    if dequantize:
+    if compressed and dequantize:
         _forget_quantization(model)
+    elif compressed:  # it decompresses in its first forward, with bars
+        with _silent(), torch.no_grad():
+            model(torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
     if progress:
         progress("load model", 1, 1, str(ref))
     return model, tokenizer
@@ -97,6 +101,22 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """As `quiet_transformers`, and no bars of what it calls (GGUF, compressed-tensors), which ask nobody."""
+    whole, begin = vars(tqdm)["__init__"], tqdm.__init__
+
+    def begin_disabled(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **{**options, "disable": True})
+
+    tqdm.__init__ = begin_disabled
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        tqdm.__init__ = whole
+
+
 def _folder(path: Path, progress: Progress | None) -> Path:
     if path.is_file() and path.suffix == ".gguf":
         return _unpacked(path, progress)
@@ -126,7 +146,7 @@ def _unpacked(file: Path, progress: Progress | None) -> Path:
         progress("unpack model", 0, 1, file.name)
     model, tokenizer = _load(file.parent, gguf_file=file.name)
     _forget_quantization(model)
-    with zoo.lock(final), zoo.transaction(final) as folder:
+    with zoo.lock(final), zoo.transaction(final) as folder, _silent():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         _forget_origin(folder / "config.json")
@@ -162,7 +182,7 @@ def _load(place: Path | str, **options: Any) -> tuple[PreTrainedModel, PreTraine
 
 def _guarded(place: Path | str, load: Any) -> Any:
     try:
-        with quiet_transformers():
+        with _silent():
             return load()
     except Exception as error:  # from a missing file to a refused connection: all mean the same
         raise ModelError(f"model {place}: `transformers` can't load it: {error}") from error

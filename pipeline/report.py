@@ -70,7 +70,7 @@ def read_report(file: Path) -> dict[str, Any]:
 
 
 def summary_table(report: Mapping[str, Any]) -> Table:
-    """Sparsity, bytes, perplexity and speed, before and after, as a rich table."""
+    """Sparsity, parameters (where any went), bytes, perplexity and speed, before and after, as a rich table."""
     from rich.table import Table
 
     before, after = report["before"], report["after"]
@@ -82,6 +82,9 @@ def summary_table(report: Mapping[str, Any]) -> Table:
     table.add_row(
         "sparsity", f"{before['sparsity']:.1%}", f"{after['sparsity']:.1%}", _schemes(report)
     )
+    if before.get("parameters") != after.get("parameters"):
+        old, new = before["parameters"], after["parameters"]
+        table.add_row("parameters", _millions(old), _millions(new), f"{1 - new / old:.1%} removed")
     if "bytes" in after:
         change = f"{before['bytes'] / after['bytes']:.1f} x smaller"
         table.add_row("size", _megabytes(before["bytes"]), _megabytes(after["bytes"]), change)
@@ -107,6 +110,10 @@ def _schemes(report: Mapping[str, Any]) -> str:
         counts[entry["scheme"]] = counts.get(entry["scheme"], 0) + 1
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{count} layers {scheme}" for scheme, count in ranked)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
 
 
 def _megabytes(size: int) -> str:

@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from ..errors import Problem, RecipeError
+from ..modifiers.sizes import resize
 from .durable import remove, write_text, write_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = ".paring"
 MODEL = "model.safetensors"
 STATE = "state.pt"
@@ -84,6 +85,17 @@ class RunFolder:
             write_text(file, json.dumps(record, indent=2) + "\n")
         return cls(output, record)
 
+    @classmethod
+    def follow(cls, output: Path) -> RunFolder:
+        """The run that another process has opened there, to be read alone."""
+        folder = cls(output, {})
+        folder.reload()
+        return folder
+
+    def reload(self) -> None:
+        """Take over what the process that writes has noted."""
+        self.record.update(json.loads((self.folder / "run.json").read_text()))
+
     @property
     def stages(self) -> list[dict[str, Any]]:
         """What each finished stage did."""
@@ -120,12 +132,16 @@ class RunFolder:
                 remove(path)
 
     def load_stage(self, model: nn.Module) -> dict[str, Any] | None:
-        """Put the weights after the last finished stage into `model`, and return the state kept with them."""
+        """Put the weights after the last finished stage into `model`, and return the state kept with them.
+
+        The model becomes as small as it was then: the state knows its `sizes`.
+        """
         if not self.stages:
             return None
         folder = self.folder / f"after-{len(self.stages) - 1}"
-        load_model(model, folder / MODEL)
         state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
+        resize(model, state["sizes"])
+        load_model(model, folder / MODEL)
         return state
 
     def announce(self, names: list[str]) -> None:

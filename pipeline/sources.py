@@ -4,78 +4,86 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from string import Formatter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .durable import file_fingerprint
+from .templates import Row
 
 if TYPE_CHECKING:
-    from ..recipes import DataConfig
+    from ..recipes import DataConfig, RowsConfig
 
-Row = dict[str, Any]
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
-def rows(config: DataConfig) -> Sequence[Row]:
+def rows(config: RowsConfig) -> Sequence[Row]:
     """All rows of `config.dataset`'s split, in their stored order.
 
     A text file is one row with the column `text`; a zoo text set has one such row per document. A folder holds one
     file per split (`train.jsonl`). A hub id may name a configuration after a colon (`openai/gsm8k:main`).
     Raises DataError when it can't be found or read, or has no rows.
     """
-    name = config.dataset
-    path = Path(name).expanduser()
-    if name.startswith("zoo:"):
-        from .. import zoo
-
-        found: Sequence[Row] = [{"text": text} for text in zoo.texts(name, split=config.split)]
-    elif path.is_dir():
-        found = _read_file(_split_file(path, config.split))
-    elif path.suffix in SUFFIXES:
-        if config.split != "train":
-            raise DataError(
-                f"{name}: a single file has no split {config.split!r}; leave `split` out, or name a "
-                f"folder that holds {config.split}{path.suffix}"
-            )
-        found = _read_file(path)
+    file = _file(config)
+    if config.dataset.startswith("zoo:"):
+        found = _zoo_rows(config)
     else:
-        found = _read_hub(name, config.split)
+        found = _read_file(file) if file is not None else _read_hub(config, streaming=False)
     if not len(found):
-        raise DataError(f"{name} (split {config.split}): no rows; name another data set or split")
+        raise DataError(_empty(config))
     return found
 
 
+def stream_rows(config: RowsConfig) -> Iterator[Row]:
+    """As `rows`, one at a time, for what does not fit into memory; a text file's paragraphs are rows of their own."""
+    file = _file(config)
+    if config.dataset.startswith("zoo:"):
+        found: Iterator[Row] = iter(_zoo_rows(config))
+    else:
+        found = _stream_file(file) if file is not None else _read_hub(config, streaming=True)
+    empty = True
+    for row in found:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(_empty(config))
+
+
 def data_fingerprint(config: DataConfig) -> str:
-    """Changes with the content of a local file; "" for data that are named by stub or id."""
+    """Changes with the content of local files; "" for data that are named by stub or id."""
+    found = []
+    for part in config.parts:
+        file = None if part.dataset.startswith("zoo:") else _file(part)
+        found.append(file_fingerprint(file) if file is not None and file.is_file() else "")
+    return " ".join(found).strip()
+
+
+def _empty(config: RowsConfig) -> str:
+    return f"{config.dataset} (split {config.split}): no rows; name another data set or split"
+
+
+def _zoo_rows(config: RowsConfig) -> list[Row]:
+    from .. import zoo
+
+    return [{"text": text} for text in zoo.texts(config.dataset, split=config.split)]
+
+
+def _file(config: RowsConfig) -> Path | None:
+    """The local file meant; None for a name of the hub."""
     path = Path(config.dataset).expanduser()
     if path.is_dir():
-        path = _split_file(path, config.split)
-    return file_fingerprint(path) if path.is_file() else ""
-
-
-def texts(config: DataConfig) -> list[str]:
-    """One text per row: the text column, or prompt and answer joined when the config has templates."""
-    if config.prompt is not None:
-        return [prompt + answer for prompt, answer in prompts_and_answers(config)]
-    table = rows(config)
-    column = config.text or _only_text_column(config, table[0])
-    _require(config, table[0], column)
-    return [str(row[column]) for row in table]
-
-
-def prompts_and_answers(config: DataConfig) -> list[tuple[str, str]]:
-    """The two templates of `config` filled from every row; a missing one is empty."""
-    prompt, answer = config.prompt or "", config.answer or ""
-    table = rows(config)
-    for template in (prompt, answer):
-        for column in _columns_of(config, template):
-            _require(config, table[0], column)
-    return [(_fill(config, prompt, row), _fill(config, answer, row)) for row in table]
+        return _split_file(path, config.split)
+    if path.suffix not in SUFFIXES:
+        return None
+    if config.split != "train":
+        raise DataError(
+            f"{config.dataset}: a single file has no split {config.split!r}; leave `split` out, or name a "
+            f"folder that holds {config.split}{path.suffix}"
+        )
+    return path
 
 
 def _split_file(folder: Path, split: str) -> Path:
@@ -89,14 +97,29 @@ def _split_file(folder: Path, split: str) -> Path:
 
 
 def _read_file(path: Path) -> list[Row]:
-    try:
-        if path.suffix == ".txt":
+    if path.suffix == ".txt":
+        with _told(path):
             return [{"text": path.read_text(encoding="utf-8")}]
+    return list(_stream_file(path))
+
+
+def _stream_file(path: Path) -> Iterator[Row]:
+    with _told(path):
         if path.suffix == ".parquet":
             from pyarrow import parquet
 
-            return cast(list[Row], parquet.read_table(path).to_pylist())
-        return _read_jsonl(path)
+            for batch in parquet.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+            return
+        with path.open(encoding="utf-8") as lines:
+            yield from _paragraphs(lines) if path.suffix == ".txt" else _objects(path, lines)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What goes wrong with a file, as a DataError."""
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check `dataset` in the recipe") from None
     except UnicodeDecodeError as error:
@@ -105,9 +128,22 @@ def _read_file(path: Path) -> list[Row]:
         raise DataError(f"{path}: can't be read: {error}") from None
 
 
-def _read_jsonl(path: Path) -> list[Row]:
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def _paragraphs(lines: Iterable[str]) -> Iterator[Row]:
+    """Runs of lines that aren't blank."""
+    paragraph = ""
+    for line in lines:
+        if line.strip():
+            paragraph += line
+        elif paragraph:
+            yield {"text": paragraph}
+            paragraph = ""
+    if paragraph:
+        yield {"text": paragraph}
+
+
+def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    """JSON lines."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -116,11 +152,11 @@ def _read_jsonl(path: Path) -> list[Row]:
             raise DataError(f"{path}:{number}: not JSON: {error}; fix the line") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: not a JSON object; write one object per line")
-        found.append(row)
-    return found
+        yield row
 
 
-def _read_hub(name: str, split: str) -> Sequence[Row]:
+def _read_hub(config: RowsConfig, streaming: bool) -> Any:
+    name = config.dataset
     if not HUB_ID.fullmatch(name):
         raise DataError(
             f"{name}: not a data set; give zoo:<name>, a .txt, .jsonl or .parquet file, a folder "
@@ -130,53 +166,12 @@ def _read_hub(name: str, split: str) -> Sequence[Row]:
 
     identity, _, configuration = name.partition(":")
     try:
-        return cast(Sequence[Row], load_dataset(identity, configuration or None, split=split))
+        found = load_dataset(
+            identity, configuration or None, split=config.split, streaming=streaming
+        )
+        return iter(found) if streaming else found
     except Exception as error:  # the library raises dozens of kinds, down to the HTTP client's
         raise DataError(
             f"{name}: no such file here, and Hugging Face `datasets` can't load it as a hub id "
-            f"(split {split}): {error}"
+            f"(split {config.split}): {error}"
         ) from error
-
-
-def _only_text_column(config: DataConfig, row: Row) -> str:
-    if "text" in row:
-        return "text"
-    columns = [name for name, value in row.items() if isinstance(value, str)]
-    if len(columns) == 1:
-        return columns[0]
-    raise DataError(
-        f"{config.dataset}: which column is the text? It has {', '.join(map(repr, row))}; set "
-        "`text:` to one of them, or `prompt:` and `answer:` to templates such as '{question}'"
-    )
-
-
-def _columns_of(config: DataConfig, template: str) -> list[str]:
-    try:
-        fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
-    except ValueError as error:
-        raise DataError(f"{config.dataset}: template {template!r}: {error}") from None
-    for field in fields:
-        if not field.isidentifier():
-            raise DataError(
-                f"{config.dataset}: template {template!r}: {{{field}}} is not a column name; write "
-                "{{ and }} for literal braces"
-            )
-    return fields
-
-
-def _require(config: DataConfig, row: Row, column: str) -> None:
-    if column not in row:
-        near = get_close_matches(column, list(row), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        has = ", ".join(map(repr, row))
-        raise DataError(f"{config.dataset}: no column {column!r}; it has {has}{hint}")
-
-
-def _fill(config: DataConfig, template: str, row: Row) -> str:
-    parts = []
-    for literal, field, _, _ in Formatter().parse(template):
-        parts.append(literal)
-        if field is not None:
-            _require(config, row, field)
-            parts.append(str(row[field]))
-    return "".join(parts)

@@ -17,12 +17,15 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
+from ..modifiers.distillation.teacher import model_inputs
 from ..progress import Progress
-from .data import Examples, collate
 from .durable import sync_tree, write_whole
+from .examples import Examples, ExampleStream, collate
+from .lora import adapters
+from .processes import Processes
 
 if TYPE_CHECKING:
-    from ..modifiers import Session
+    from ..modifiers import Masks, Session
     from ..recipes import TrainingConfig
 
 SESSION_STATE = "session.pt"
@@ -33,7 +36,7 @@ LARGEST_GRADIENT_NORM = 1.0  # gradients are scaled down to it, after the masks 
 def run_training(
     session: Session,
     config: TrainingConfig,
-    examples: Examples,
+    examples: Examples | ExampleStream,
     work: Path,
     progress: Progress | None = None,
 ) -> list[dict[str, float]]:
@@ -41,26 +44,28 @@ def run_training(
 
     Continues from the last whole checkpoint in `work`; the result then is bit for bit that of an uninterrupted run.
     """
-    steps_per_epoch = math.ceil(
-        math.ceil(len(examples) / config.batch_size) / config.gradient_accumulation
-    )
+    processes = Processes.join()
+    batch = config.batch_size * processes.count
+    steps_per_epoch = math.ceil(math.ceil(len(examples) / batch) / config.gradient_accumulation)
     total = math.ceil(config.epochs * steps_per_epoch)
     if config.max_steps is not None:
         total = min(total, config.max_steps)
     checkpoint = last_checkpoint(work)
-    driver = SessionDriver(session, steps_per_epoch, checkpoint, progress)
-    trainer = SessionTrainer(
-        session,
-        args=_arguments(config, total, work),
-        train_dataset=examples,
-        data_collator=partial(collate, pad=_padding(session)),
-        callbacks=[driver],
-    )
-    driver.trainer = trainer
-    trainer.remove_callback(PrinterCallback)
-    _recompute_activations(session.model, config.gradient_checkpointing)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _recompute_activations(session.model, False)
+    driver = SessionDriver(session, steps_per_epoch, checkpoint, progress, processes)
+    with adapters(session.model, config.lora, session.masks, config.seed):
+        trainer = SessionTrainer(
+            session,
+            processes,
+            args=_arguments(config, total, work),
+            train_dataset=examples,
+            data_collator=partial(collate, pad=_padding(session)),
+            callbacks=[driver],
+        )
+        driver.trainer = trainer
+        trainer.remove_callback(PrinterCallback)
+        _recompute_activations(session.model, config.gradient_checkpointing)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _recompute_activations(session.model, False)
     session.model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -74,12 +79,14 @@ def last_checkpoint(work: Path) -> Path | None:
 class SessionTrainer(Trainer):
     """A Trainer whose loss goes through the session."""
 
-    def __init__(self, session: Session, **options: Any) -> None:
+    def __init__(self, session: Session, processes: Processes, **options: Any) -> None:
         super().__init__(model=session.model, **options)
         self.session = session
+        self.processes = processes
         # Every part of the loss is a mean over its micro-batch, and the Trainer averages these means. (Models that
         # divide by the tokens of all micro-batches would weigh cross entropy differently from distillation.)
         self.model_accepts_loss_kwargs = False
+        self.held = HeldZeros(session.masks)
 
     def compute_loss(
         self,
@@ -88,13 +95,34 @@ class SessionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        outputs = model(**inputs, use_cache=False)
+        outputs = model(**model_inputs(inputs), labels=inputs["labels"], use_cache=False)
         loss = self.session.loss(outputs.loss, inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Numbers that modifiers logged since the last time go into the same entry."""
-        super().log({**logs, **self.session.take_logs()}, start_time)
+        """Numbers that modifiers logged since the last time go into the same entry, and the share of held zeros."""
+        held = {"sparsity": self.held.share()} if len(self.session.masks) else {}
+        parts = self.processes.mean(self.session.take_logs())
+        super().log({**logs, **parts, **held}, start_time)
+
+
+class HeldZeros:
+    """Counts them; a mask that has not changed since is not counted again."""
+
+    def __init__(self, masks: Masks) -> None:
+        self.masks = masks
+        self._counted: dict[str, tuple[torch.Tensor, int]] = {}
+
+    def share(self) -> float:
+        """Of all weights of the matrices that have any mask."""
+        kept = size = 0
+        for name, mask in self.masks.items():
+            last = self._counted.get(name)
+            if last is None or last[0] is not mask:
+                self._counted[name] = last = (mask, int(mask.sum()))
+            kept += last[1]
+            size += mask.numel()
+        return 1 - kept / size
 
 
 class SessionDriver(TrainerCallback):
@@ -106,8 +134,10 @@ class SessionDriver(TrainerCallback):
         steps_per_epoch: int,
         checkpoint: Path | None,
         progress: Progress | None,
+        processes: Processes,
     ) -> None:
         self.session = session
+        self.processes = processes
         self.steps_per_epoch = steps_per_epoch
         self.checkpoint = checkpoint
         self.progress = progress
@@ -142,6 +172,9 @@ class SessionDriver(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.processes.wait()  # each has put its random state there
+        if not self.processes.is_first:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         sync_tree(folder)
         saved = self.session.state_dict()
@@ -162,6 +195,8 @@ class SessionDriver(TrainerCallback):
     ) -> None:
         if self.progress and logs and "loss" in logs:
             note = f"loss {logs['loss']:.3f}"
+            if "sparsity" in logs:
+                note += f", {logs['sparsity']:.0%} zeros"
             self.progress("train", state.global_step, state.max_steps, note)
 
 
@@ -188,6 +223,8 @@ def _arguments(config: TrainingConfig, total: int, work: Path) -> TrainingArgume
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
+        # Of several processes each reads a stream and takes its part: batches of unequal width can't be passed around.
+        accelerator_config={"dispatch_batches": False},
     )
 
 

@@ -9,9 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .schema import DataConfig, ExportConfig, Recipe, Stage, TrainingConfig
+    from .schema import (
+        DataConfig,
+        ExportConfig,
+        LoraConfig,
+        MixturePart,
+        Recipe,
+        RowsConfig,
+        Stage,
+        TrainingConfig,
+    )
 
-__all__ = ["DataConfig", "ExportConfig", "Recipe", "Stage", "TrainingConfig"]
+__all__ = [
+    "DataConfig",
+    "ExportConfig",
+    "LoraConfig",
+    "MixturePart",
+    "Recipe",
+    "RowsConfig",
+    "Stage",
+    "TrainingConfig",
+]
 
 
 def __getattr__(name: str) -> Any:

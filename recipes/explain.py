@@ -67,7 +67,7 @@ def _explain_group(
     name: str,
     exists: Callable[[Path], bool],
 ) -> Iterator[Mistake]:
-    owner = str(path[-1]) if path else name
+    owner = _label(path) or name
     branches: list[ErrorDetails] = []
     for details in found:
         if details["type"] == "missing":

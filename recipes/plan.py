@@ -197,11 +197,11 @@ def _family(modifier: Modifier) -> str:
 def _data(data: DataConfig) -> str:
     split = "" if data.split == "train" else f" {data.split}"
     count = data.samples or data.windows
-    if data.answer is not None:
+    if all(part.has_answers for part in data.parts) and not data.packing:
         size = f"{count or 'all'} answers, up to {data.length} tokens"
     else:
         size = f"{count} x {data.length} tokens" if count else f"windows of {data.length} tokens"
-    return f"{data.dataset}{split}, {size}"
+    return f"{data.source}{split}, {size}"
 
 
 def _training(training: TrainingConfig) -> str:

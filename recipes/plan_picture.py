@@ -58,7 +58,7 @@ def draw(plan: Plan) -> Figure:
             body = (0, (top - height) / total, 1, (height - HEAD) / total)
             axes = figure.add_axes(body)
             axes.set_axis_off()
-            _bars(axes, stage) if stage.rows else _boxes(axes, stage, height - HEAD)
+            _boxes(axes, stage, height - HEAD) if stage.walks else _bars(axes, stage)
             top -= height
         notes = "    ".join(plan.after)
         figure.text(left, MARGIN / total, notes, size=8, color=FAINT, va="bottom")
@@ -83,9 +83,11 @@ def _bars(axes: Axes, stage: StagePlan) -> None:
     """Rows on the epochs axis; a row with a curve is filled up to its sparsity."""
     right = WIDTH - MARGIN
     scale = (right - NAMES - MARGIN) / stage.epochs
-    count = len(stage.rows)
+    count = max(len(stage.rows), 1)
     axes.set_xlim(0, WIDTH)
     axes.set_ylim(-0.35, ROW * count)
+    if not stage.rows:
+        axes.text(MARGIN, 0.33, "no modifiers", color=FAINT, size=9.5, va="center")
 
     def at(epoch: float) -> float:
         return NAMES + MARGIN + epoch * scale

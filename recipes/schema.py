@@ -32,16 +32,14 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class DataConfig(_Part):
-    """Where text comes from and how it is cut."""
+class RowsConfig(_Part):
+    """Rows of one data set, and how they become text."""
 
     dataset: str = Field(
-        min_length=1,
+        default="",
         description="`zoo:...`, a Hugging Face id, or a path to .txt, .jsonl or .parquet",
     )
     split: str = Field(default="train", min_length=1)
-    samples: Whole | None = Field(default=None, description="sequences to use; all when left out")
-    length: Whole = Field(default=512, description="tokens per sequence")
     text: str | None = Field(default=None, description="the column that holds the text")
     prompt: str | None = Field(
         default=None, description="template over columns, e.g. 'Question: {question}'"
@@ -49,17 +47,28 @@ class DataConfig(_Part):
     answer: str | None = Field(
         default=None, description="template over columns; the loss is on it alone"
     )
-    seed: Count = 0
-    windows: Whole | None = Field(
-        default=None, description="windows of `length` tokens; for `evaluate` only"
+    messages: str | None = Field(
+        default=None,
+        description="the column that holds a chat, a list of {role, content}; the loss is on the assistant's turns",
+    )
+    chat: bool = Field(
+        default=False, description="put 'prompt' and 'answer' into the model's chat template"
     )
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether the loss is on part of the text."""
+        return self.answer is not None or self.messages is not None
+
     @model_validator(mode="after")
-    def _columns(self) -> DataConfig:
+    def _columns(self) -> RowsConfig:
         if self.answer is not None and self.prompt is None:
             raise ValueError("'answer' needs a 'prompt'; add one")
-        if self.text is not None and self.prompt is not None:
-            raise ValueError("'text' and 'prompt' exclude each other; keep one")
+        if self.chat and self.prompt is None:
+            raise ValueError("'chat' needs a 'prompt'; add one, or name a column with 'messages'")
+        kinds = [name for name in ("text", "prompt", "messages") if getattr(self, name) is not None]
+        if len(kinds) > 1:
+            raise ValueError(f"'{kinds[0]}' and '{kinds[1]}' exclude each other; keep one")
         for name, template in (("prompt", self.prompt), ("answer", self.answer)):
             try:
                 fields = [field for _, field, _, _ in string.Formatter().parse(template or "")]
@@ -68,6 +77,85 @@ class DataConfig(_Part):
             if "" in fields:
                 raise ValueError(f"'{name}' has an empty {{}}, got {template!r}; name a column")
         return self
+
+
+class MixturePart(RowsConfig):
+    """One of the data sets of a mixture."""
+
+    weight: Positive = Field(description="its share of the sequences, of the sum of all weights")
+
+    @model_validator(mode="after")
+    def _named(self) -> MixturePart:
+        if not self.dataset:
+            raise ValueError("a part of a mixture needs 'dataset'; add one")
+        return self
+
+
+class DataConfig(RowsConfig):
+    """Where text comes from and how it is cut."""
+
+    mixture: list[MixturePart] | None = Field(
+        default=None, min_length=1, description="several data sets instead of one, by weight"
+    )
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = Field(
+        default="first_exhausted",
+        description="a mixture ends with the first part that does, or repeats the others until all have",
+    )
+    samples: Whole | None = Field(default=None, description="sequences to use; all when left out")
+    length: Whole = Field(default=512, description="tokens per sequence")
+    packing: bool = Field(
+        default=False,
+        description="put several answers into one sequence, kept apart; plain text always is packed",
+    )
+    streaming: bool = Field(
+        default=False,
+        description="read while training, for more text than fits into memory; 'samples' then make an epoch",
+    )
+    buffer_size: Whole = Field(default=1000, description="rows that a stream is shuffled among")
+    seed: Count = 0
+    windows: Whole | None = Field(
+        default=None, description="windows of `length` tokens; for `evaluate` only"
+    )
+
+    @property
+    def parts(self) -> Sequence[RowsConfig]:
+        """The data sets: those of the mixture, or the only one."""
+        return self.mixture or [self]
+
+    @property
+    def source(self) -> str:
+        """What to call it: `zoo:python-docs`, or `70% web.jsonl + 30% code.jsonl`."""
+        if not self.mixture:
+            return self.dataset
+        total = sum(part.weight for part in self.mixture)
+        return " + ".join(f"{part.weight / total:.0%} {part.dataset}" for part in self.mixture)
+
+    @model_validator(mode="after")
+    def _whole(self) -> DataConfig:
+        if bool(self.dataset) is (self.mixture is not None):
+            raise ValueError("data needs either 'dataset' or 'mixture'; give one of them")
+        if self.mixture is not None:
+            own = self.model_fields_set & (RowsConfig.model_fields.keys() - {"dataset"})
+            if own:
+                raise ValueError(f"'{min(own)}' belongs to the parts of the mixture; move it there")
+        if self.packing and not any(part.has_answers for part in self.parts):
+            raise ValueError("'packing' is for answers, plain text is packed anyway; remove it")
+        if self.streaming and self.samples is None:
+            raise ValueError("'streaming' needs 'samples', the sequences of an epoch; add it")
+        return self
+
+
+class LoraConfig(_Part):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) in the words of `peft`, which it needs installed."""
+
+    r: Whole = Field(default=8, description="rank of what is added to each weight")
+    lora_alpha: Whole = Field(
+        default=16, description="what is added is multiplied by lora_alpha / r"
+    )
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] | None = Field(
+        default=None, min_length=1, description="names of Linears; all but the head when left out"
+    )
 
 
 class TrainingConfig(_Part):
@@ -95,6 +183,9 @@ class TrainingConfig(_Part):
     )
     bf16: bool = False
     gradient_checkpointing: bool = False
+    lora: LoraConfig | None = Field(
+        default=None, description="train low-rank additions, merged in the end, not the weights"
+    )
     report_to: list[str] = Field(default_factory=list, description="e.g. tensorboard, wandb")
 
 
@@ -102,7 +193,11 @@ class ExportConfig(_Part):
     """How the engine's graph is written."""
 
     head: Literal["keep", "f16", "int8"] = Field(
-        default="keep", description="how the logits matrix is stored (a copy; embedding rows stay)"
+        default="keep",
+        description="how the logits matrix is stored: a copy, where the embedding it is tied to is stored otherwise",
+    )
+    embedding: Literal["keep", "f16", "int8"] = Field(
+        default="keep", description="how the embedding rows are stored"
     )
 
 
@@ -152,6 +247,8 @@ class Recipe(_Part):
     def _complete(self, info: ValidationInfo) -> Recipe:
         if info.context != PLACED:
             _refuse(name_mistakes([stage.name for stage in self.stages]))
+        if self.evaluate is not None and (self.evaluate.mixture or self.evaluate.streaming):
+            raise ValueError("'evaluate' takes one data set, without 'mixture' or 'streaming'")
         previous = None
         for stage in self.stages:
             if stage.run == "oneshot":
@@ -217,6 +314,8 @@ def stage_mistakes(stage: Stage) -> Mistakes:
             )
         if not stage.modifiers:
             yield (), "a one-shot stage without modifiers does nothing; add 'modifiers'"
+    if stage.data is not None and stage.data.streaming and stage.run == "oneshot":
+        yield ("data", "streaming"), "'streaming' is for training; remove it"
     if stage.data is not None and stage.data.windows is not None:
         yield ("data", "windows"), "'windows' is for 'evaluate'; use 'samples' here"
     for index, modifier in enumerate(stage.modifiers):

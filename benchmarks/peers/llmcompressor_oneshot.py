@@ -25,7 +25,10 @@ def sparsegpt(sparsity: float, structure: str = "0:0") -> list:
 
     return [
         SparseGPTModifier(
-            sparsity=sparsity, mask_structure=structure, targets=["Linear"], ignore=["lm_head"]
+            sparsity=sparsity,
+            mask_structure=structure,
+            targets=["Linear"],
+            ignore=["re:.*lm_head.*"],
         )
     ]
 
@@ -35,7 +38,10 @@ def wanda(sparsity: float, structure: str = "0:0") -> list:
 
     return [
         WandaPruningModifier(
-            sparsity=sparsity, mask_structure=structure, targets=["Linear"], ignore=["lm_head"]
+            sparsity=sparsity,
+            mask_structure=structure,
+            targets=["Linear"],
+            ignore=["re:.*lm_head.*"],
         )
     ]
 
@@ -43,7 +49,7 @@ def wanda(sparsity: float, structure: str = "0:0") -> list:
 def quantize(scheme: str) -> list:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    return [QuantizationModifier(targets=["Linear"], scheme=scheme, ignore=["lm_head"])]
+    return [QuantizationModifier(targets=["Linear"], scheme=scheme, ignore=["re:.*lm_head.*"])]
 
 
 def int4_groups(bits_in: int | None, group: int = 64) -> dict:
@@ -64,13 +70,13 @@ def int4_groups(bits_in: int | None, group: int = 64) -> dict:
 def gptq(bits_in: int | None) -> list:
     from llmcompressor.modifiers.gptq import GPTQModifier
 
-    return [GPTQModifier(config_groups=int4_groups(bits_in), ignore=["lm_head"])]
+    return [GPTQModifier(config_groups=int4_groups(bits_in), ignore=["re:.*lm_head.*"])]
 
 
 def awq(bits_in: int | None) -> list:
     from llmcompressor.modifiers.awq import AWQModifier
 
-    return [AWQModifier(config_groups=int4_groups(bits_in), ignore=["lm_head"])]
+    return [AWQModifier(config_groups=int4_groups(bits_in), ignore=["re:.*lm_head.*"])]
 
 
 CASES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..graph import Add, Attention, Embedding, Gate, Head, Kind, Linear, Model, Norm, Op, Rope
+from .cache import has_int8_cache
 from .config import Config
 from .program import Program
 from .rope import inverse_frequencies
@@ -81,6 +82,7 @@ class _Block:
         self.kind = KINDS[kind]
         self.attention_bias = attention_bias
         self.mlp_bias = mlp_bias
+        self.int8_cache = has_int8_cache(config)
 
     def norm(self, name: str, source: str, out: str) -> Norm:
         return Norm(kind="rms", weight=f"{name}.weight", eps=self.eps, input=source, out=out)
@@ -121,6 +123,8 @@ class _Block:
                 head_dim=self.head_dim,
                 scale=self.head_dim**-0.5,
                 cache=i,
+                k_scale=f"{attention}.k_scale" if self.int8_cache else None,
+                v_scale=f"{attention}.v_scale" if self.int8_cache else None,
             ),
             self.linear(f"{attention}.o_proj", f"{i}.attention", f"{i}.o", bias),
             Add(a=before, b=f"{i}.o", out=middle),

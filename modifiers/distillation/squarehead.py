@@ -1,88 +1,53 @@
-"""SquareHead: distillation on every layer's hidden states."""
+"""SquareHead: distillation on the layers' hidden states."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr
-from torch import nn
-from torch.utils.hooks import RemovableHandle
+from pydantic import Field
 
-from ...errors import ModelError
-from .teacher import _Distilling
+from .layers import _LayerDistilling
 
 if TYPE_CHECKING:
     from ..session import Session
 
 
-class SquareHead(_Distilling):
+class SquareHead(_LayerDistilling):
     """SquareHead (Kurtic et al. 2023, arXiv 2310.06927, equation 1): the layers' squared errors, each normalised.
 
     sum over layers of mean((Hs - Ht)^2) / (mean(Ht^2) + eps), over tokens with attention_mask 1; the embedding output
     is left out.
     """
 
-    wants_hidden_states: ClassVar[bool] = True
-    transient: ClassVar[frozenset[str]] = frozenset({"_handle"})
+    asks_for: ClassVar[str | None] = "output_hidden_states"
 
+    tokens: Literal["all", "answer"] = "all"
+    """Which tokens count: `all` but padding, or only those the task's loss is on."""
     eps: float = Field(default=2.0**-7, gt=0)
     """Guards the division; the default is bfloat16's step at 1."""
-
-    _handle: RemovableHandle | None = PrivateAttr(default=None)
-
-    def on_initialize(self, session: Session) -> None:
-        super().on_initialize(session)
-
-        def ask(
-            module: nn.Module, args: Any, kwargs: dict[str, Any]
-        ) -> tuple[Any, dict[str, Any]] | None:
-            if torch.is_grad_enabled() and session.is_active(self):
-                return args, {**kwargs, "output_hidden_states": True}
-            return None
-
-        self._handle = session.model.register_forward_pre_hook(ask, with_kwargs=True)
-
-    def on_finalize(self, session: Session) -> None:
-        super().on_finalize(session)
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
 
     def on_loss(
         self, session: Session, loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any
     ) -> torch.Tensor:
-        teacher = self.teacher_outputs(session, batch).hidden_states[1:]
-        student = outputs.hidden_states
-        if student is None:
-            raise ModelError(
-                "SquareHead got no hidden states of the student; call the session's own model with gradients enabled"
-            )
-        student = student[1:]
-        if len(teacher) != len(student) or teacher[0].shape != student[0].shape:
-            raise ModelError(
-                f"teacher {self.teacher} has {len(teacher)} layers of width {teacher[0].shape[-1]}, the student"
-                f" {len(student)} of {student[0].shape[-1]}; SquareHead needs the same"
-            )
+        pairs = self.layer_pairs(session, batch, outputs)
         mask = batch.get("attention_mask")
-        square = square_head(student, teacher, mask, self.eps)
-        session.log("loss/squarehead", square.detach())
+        if self.tokens == "answer":
+            mask = batch["labels"] != -100
+        square = square_head(pairs, mask, self.eps)
+        self.log_loss(session, "squarehead", square)
         return loss + self.weight * square
 
 
 def square_head(
-    student: tuple[torch.Tensor, ...],
-    teacher: tuple[torch.Tensor, ...],
-    attention_mask: torch.Tensor | None,
-    eps: float,
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """The loss; hidden states [batch, length, width] per layer, attention_mask [batch, length] or None for all."""
-    total = student[0].new_zeros((), dtype=torch.float32)
-    for s, t in zip(student, teacher, strict=True):
+    """The loss; (student, teacher) hidden states [batch, length, width], mask [batch, length] or None for all."""
+    total = pairs[0][0].new_zeros((), dtype=torch.float32)
+    for s, t in pairs:
         s, t = s.float(), t.float()
-        if attention_mask is not None:
-            chosen = attention_mask.bool()
-            s, t = s[chosen], t[chosen]
+        if mask is not None:
+            s, t = s[mask.bool()], t[mask.bool()]
         total = total + (s - t).square().mean() / (t.square().mean() + eps)
     return total

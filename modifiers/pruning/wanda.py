@@ -11,7 +11,10 @@ from .calibrated import Layer, _CalibratedPruning
 
 
 class Wanda(_CalibratedPruning):
-    """Wanda (Sun et al. 2023, arXiv 2306.11695): score |W_ij| * ||X_j||_2, the lowest removed in each output row."""
+    """Wanda (Sun et al. 2023, arXiv 2306.11695): score |W_ij| * ||X_j||_2, the lowest removed in each output row.
+
+    A block of weights scores the root of its weights' squares; blocks are compared within their row of blocks.
+    """
 
     def prune(
         self,
@@ -22,7 +25,7 @@ class Wanda(_CalibratedPruning):
         norms = gram.matrix.diagonal().sqrt()
         results = []
         for layer in layers:
-            scores = (layer.weight.abs() * norms).masked_fill_(~layer.kept, -1.0)
+            scores = (layer.weight * norms).square_().masked_fill_(~layer.kept, -1.0)
             mask = layer.structure.mask(scores, layer.sparsity, per_row=True)
             results.append((layer.weight, mask))
         return results

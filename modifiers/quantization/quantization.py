@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
-from torch import nn
+from pydantic import Field, PrivateAttr, model_validator
 
 from ...errors import ModelError
 from ..base import Modifier
 from ..blocks import Stream
 from .aware import AwareLinear
+from .by_scheme import _SchemeQuantization, linear_of
+from .histogram import static_observers
 from .layer import attach
-from .observers import MinMax, round_linear, weight_scale
-from .schemes import ConfigGroup, Preset, WeightObserver, preset
+from .observers import Importance, round_linear, weight_scale
+from .schemes import ConfigGroup
 
 if TYPE_CHECKING:
     from ..blocks import Block
     from ..session import Session
 
 
-class Skip(BaseModel):
-    """Which layers stay in floating point."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    by: Literal["input_range"] = "input_range"
-    """input_range: layers are ranked by max - min of their input over the calibration."""
-    top: int = Field(ge=1)
-    """How many of the first-ranked layers."""
-
-
-class Quantization(Modifier):
+class Quantization(_SchemeQuantization):
     """Round weights, and where the scheme says so inputs, to integers (Jacob et al. 2017, arXiv 1712.05877).
 
     W8A8, W4A8: int8 inputs; W8A16, W4A16: inputs stay in floating point. Weights are symmetric per output channel
@@ -47,34 +38,10 @@ class Quantization(Modifier):
     timing: ClassVar[frozenset[str]] = Modifier.timing | {"freeze_observer"}
     transient: ClassVar[frozenset[str]] = frozenset({"_aware"})
 
-    scheme: Preset | None = None
-    """The scheme of all targets; W8A8 unless config_groups are given."""
-    config_groups: dict[str, ConfigGroup] | None = None
-    """Named schemes for their own targets; the first that means a layer decides, before `scheme`."""
-    dynamic: bool = True
-    """Of `scheme`'s int8 inputs: a scale per token (true), or one from calibration (false)."""
-    group_size: int | None = Field(default=None, ge=8)
-    """Of `scheme`'s weights: inputs that share a scale; 4-bit: 128 if not given."""
-    observer: WeightObserver = "minmax"
-    """Of `scheme`'s weights: minmax or mse."""
-    skip: Skip | None = None
-    """Layers to leave in floating point, chosen by measuring."""
-
     freeze_observer: float | None = Field(default=None, ge=0)
     """In training: when scales stop following weights and inputs; not given: at `end`."""
 
     _aware: dict[str, AwareLinear] = PrivateAttr(default_factory=dict)
-    _ranges: dict[str, list[float]] = PrivateAttr(default_factory=dict)
-    _skipped: list[str] | None = PrivateAttr(default=None)
-
-    @model_validator(mode="after")
-    def _check_scheme(self) -> Quantization:
-        alone = self.scheme is None and self.config_groups
-        if alone and (not self.dynamic or self.group_size or self.observer != "minmax"):
-            raise ValueError(
-                "dynamic, group_size and observer belong to scheme; config_groups have their own"
-            )
-        return self
 
     @model_validator(mode="after")
     def _check_freeze(self) -> Quantization:
@@ -86,6 +53,10 @@ class Quantization(Modifier):
     def on_initialize(self, session: Session) -> None:
         if session.run == "oneshot":
             return
+        if self.kv_cache is not None:
+            raise ModelError(
+                f"{session.label(self)}: kv_cache is calibrated in a one-shot stage; put it into one after training"
+            )
         if self.skip is not None:
             raise ModelError(
                 f"{session.label(self)}: skip measures layers in a one-shot stage; in training name them in `ignore`"
@@ -99,9 +70,8 @@ class Quantization(Modifier):
         blocks = Stream(session.model, None)
         for index in range(len(blocks.blocks)):
             for name, scheme in self._schemes(session, blocks.block(index)).items():
-                linear = session.model.get_submodule(name)
-                assert isinstance(linear, nn.Linear)
-                self._aware[name] = AwareLinear(name, linear, scheme)
+                _check_trainable(session.label(self), scheme)
+                self._aware[name] = AwareLinear(name, linear_of(session, name), scheme)
         if not self._aware:
             raise ModelError(f"{session.label(self)}: its targets mean no Linear in the blocks")
 
@@ -142,75 +112,28 @@ class Quantization(Modifier):
         for name, saved in state["aware"].items():
             self._aware[name].load_state_dict(saved)
 
-    @property
-    def needs_pass(self) -> bool:
-        return self.skip is not None
-
-    def on_observe(self, session: Session, block: Block) -> None:
-        ranges = {name: MinMax() for name in self._schemes(session, block)}
-        block.run({name: observer.add for name, observer in ranges.items()})
-        self._ranges |= {name: [observer.low, observer.high] for name, observer in ranges.items()}
-
-    def on_block(self, session: Session, block: Block) -> None:
-        skipped = self._choose_skipped(session)
-        schemes = {n: s for n, s in self._schemes(session, block).items() if n not in skipped}
-        static = {
-            name: MinMax()
+    def quantize(self, session: Session, block: Block, schemes: Mapping[str, ConfigGroup]) -> None:
+        static = static_observers(schemes)
+        block.run({name: observer.add for name, observer in static.items()})
+        importance = {
+            name: Importance()
             for name, scheme in schemes.items()
-            if scheme.input_activations and not scheme.input_activations.dynamic
+            if scheme.weights.observer == "imatrix_mse"
         }
-        if static:
-            block.run({name: observer.add for name, observer in static.items()})
+        block.run({name: observer.add for name, observer in importance.items()})
         for name, scheme in schemes.items():
-            linear = session.model.get_submodule(name)
-            assert isinstance(linear, nn.Linear)
+            linear = linear_of(session, name)
             size = scheme.group_size_for(name, linear.weight.shape[1])
-            scale = weight_scale(linear.weight.detach().float(), size, scheme.weights)
-            session.quantization[name] = round_linear(linear, scheme, scale, static.get(name))
-            attach(session.quantization[name])
-        counts = session.section(self).setdefault("layers", {})
-        for scheme in schemes.values():
-            counts[scheme.name] = counts.get(scheme.name, 0) + 1
+            weight = linear.weight.detach().float()
+            mean = importance[name].mean if name in importance else None
+            scale = weight_scale(weight, size, scheme.weights, mean)
+            self.keep(session, name, round_linear(linear, scheme, scale, static.get(name)))
 
-    def _schemes(self, session: Session, block: Block) -> dict[str, ConfigGroup]:
-        """The scheme of each Linear of the block that is to be quantized."""
-        groups = list((self.config_groups or {}).values())
-        if self.scheme is not None or not groups:
-            groups.append(
-                preset(
-                    self.scheme or "W8A8",
-                    self.targets,
-                    dynamic=self.dynamic,
-                    group_size=self.group_size,
-                    observer=self.observer,
-                )
-            )
-        found: dict[str, ConfigGroup] = {}
-        for group in groups:
-            for name in block.linears(group.targets, self.ignore):
-                found.setdefault(name, group)
-        for name in found:
-            if name in session.quantization:
-                raise ModelError(f"{name} is quantized already; put it in `ignore`")
-        order = [f"{block.name}.{name}" for name, _ in block.module.named_modules()]
-        return {name: found[name] for name in order if name in found}
 
-    def _choose_skipped(self, session: Session) -> list[str]:
-        if self._skipped is not None:
-            return self._skipped
-        if self.skip is None:
-            self._skipped = []
-            return self._skipped
-        ranking = sorted(
-            self._ranges, key=lambda name: self._ranges[name][0] - self._ranges[name][1]
+def _check_trainable(label: str, scheme: ConfigGroup) -> None:
+    inputs = scheme.input_activations
+    if scheme.weights.observer == "imatrix_mse" or (inputs and inputs.observer != "minmax"):
+        raise ModelError(
+            f"{label}: these observers measure calibration data in a one-shot stage; in training scales follow"
+            " weights by minmax, percentile or mse, and inputs by minmax"
         )
-        if self.skip.top >= len(ranking):
-            raise ModelError(
-                f"skip: top: {self.skip.top} would leave all {len(ranking)} layers in floating point"
-            )
-        self._skipped = ranking[: self.skip.top]
-        session.section(self)["skipped"] = self._skipped
-        session.section(self)["input_range"] = {
-            name: self._ranges[name][1] - self._ranges[name][0] for name in ranking
-        }
-        return self._skipped

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ...errors import ModelError
 
 Preset = Literal["W8A8", "W8A16", "W4A16", "W4A8"]
-WeightObserver = Literal["minmax", "mse"]
+WeightObserver = Literal["minmax", "percentile", "mse", "imatrix_mse"]
+InputObserver = Literal["minmax", "percentile", "mse"]
 
 
 class WeightArgs(BaseModel):
@@ -26,7 +27,8 @@ class WeightArgs(BaseModel):
     group_size: int | None = Field(default=None, ge=8)
     """Inputs that share a scale, with strategy: group."""
     observer: WeightObserver = "minmax"
-    """minmax: the largest weight fits; mse: the scale with the least squared error."""
+    """minmax: the largest weight fits; percentile: 99.9 % do; mse: the scale with the least squared error; imatrix_mse:
+    the same, each column weighted by the mean square of its input."""
 
     @model_validator(mode="after")
     def _check_group(self) -> WeightArgs:
@@ -46,6 +48,8 @@ class InputArgs(BaseModel):
     """True: a scale per token, computed when it runs; False: one scale for all, from calibration."""
     symmetric: bool | None = None
     strategy: Literal["token", "tensor"] | None = None
+    observer: InputObserver = "minmax"
+    """Of static inputs. minmax: all fit; percentile: all but 0.001 %; mse: the range with the least squared error."""
 
     @model_validator(mode="after")
     def _check_form(self) -> InputArgs:
@@ -54,6 +58,10 @@ class InputArgs(BaseModel):
             raise ValueError(
                 "input activations are either dynamic, symmetric, strategy: token or static (dynamic: false),"
                 " asymmetric (symmetric: false), strategy: tensor"
+            )
+        if self.dynamic and self.observer != "minmax":
+            raise ValueError(
+                f"observer: {self.observer} calibrates static inputs; dynamic ones have none"
             )
         return self
 
@@ -93,6 +101,7 @@ def preset(
     dynamic: bool = True,
     group_size: int | None = None,
     observer: WeightObserver = "minmax",
+    input_observer: InputObserver = "minmax",
 ) -> ConfigGroup:
     """The scheme of a preset name; 4-bit weights are in groups of 128 unless `group_size` says otherwise."""
     bits, grouped = (4, True) if scheme.startswith("W4") else (8, group_size is not None)
@@ -102,5 +111,7 @@ def preset(
         group_size=(group_size or 128) if grouped else None,
         observer=observer,
     )
-    inputs = InputArgs(dynamic=dynamic) if scheme.endswith("A8") else None
+    inputs = None
+    if scheme.endswith("A8"):
+        inputs = InputArgs(dynamic=dynamic, observer=input_observer)
     return ConfigGroup(targets=targets, weights=weights, input_activations=inputs)

@@ -115,3 +115,9 @@ def test_bars_keep_one_task_for_each_label() -> None:
         report("prune", 3, 4, "error 0.1")
         tasks = {task.description: (task.completed, task.total) for task in drawing.tasks}
     assert tasks == {"prune": (3, 4), "train": (1, 9)}
+
+
+def test_text_is_printed_as_it_is() -> None:
+    script = "from paring.cli.console import console, errors; [c.print(':100:') for c in (console, errors)]"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (":100:\n", ":100:\n")

@@ -133,7 +133,7 @@ def _run(graph: Graph, op: Any, values: dict[str, Array], tokens: list[int]) -> 
         return graph.arrays[f"{name}/values"].astype(np.float64)
 
     if isinstance(op, Embedding):
-        return graph.arrays[f"{op.weight}/values"][tokens].astype(np.float64)
+        return weights(graph, op.weight)[tokens].astype(np.float64)
     if isinstance(op, Linear | Head):
         return _linear(graph, op, values[op.input])
     if isinstance(op, Norm):

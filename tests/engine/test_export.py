@@ -147,6 +147,30 @@ def test_head_copy(
     assert_same_logits(graph, folder, tolerance)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("head", ["keep", "f16", "int8"])
+@pytest.mark.parametrize(("embedding", "dtype"), [("f16", "f16"), ("int8", "i8")])
+def test_stored_embedding(
+    llama: Callable[..., Path], embedding: Any, dtype: str, head: Any, tied: bool
+) -> None:
+    folder = llama(tie_word_embeddings=tied)
+    graph = read_graph(export(folder, head=head, embedding=embedding))
+    name = "model.embed_tokens.weight"
+    stored, values = graph.tensors[name], weights(graph, name)
+    assert isinstance(stored, Matrix)
+    assert (stored.dtype, stored.storage, stored.group) == (dtype, "dense", 0)
+    original = load_file(folder / "model.safetensors")[name].numpy()
+    step = np.abs(original).max(axis=1, keepdims=True) / 127.5
+    assert np.abs(values - original).max() <= (step.max() / 2 * 1.001 if dtype == "i8" else 1e-3)
+    assert ("lm_head.weight" not in graph.tensors) == (tied and head == embedding)
+    expected = logits(graph, TOKENS)
+    for kernels in ("auto", "reference"):
+        with Engine(graph, threads=1, kernels=kernels, cache="f32") as engine:
+            difference = np.abs(engine.logits(TOKENS) - expected).max()
+        # The inputs of an int8 head have 15 bits.
+        assert difference <= (1e-3 if head == "int8" else 1e-5) * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_checkpoints(llama: Callable[..., Path], dtype: torch.dtype) -> None:
     folder = llama()

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import PrivateAttr
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
-from paring.errors import DataError, ModelError, TargetError
-from paring.modifiers import Modifier, Session
+from paring.errors import DataError, LawError, ModelError, TargetError
+from paring.modifiers import Modifier, Session, spill
 from paring.modifiers.blocks import Block, Stream, capture, find_blocks
 
 
@@ -191,3 +192,98 @@ def test_blocks_are_asked_for_in_order(pico, calibration):
     assert stream.block(1).inputs
     with pytest.raises(IndexError, match="at block 1 already"):
         _ = stream.block(0).inputs
+
+
+class _Referring(Modifier):
+    """Keeps the reference outputs it sees, then changes the block."""
+
+    needs_reference = True
+
+    _seen: list[torch.Tensor] = PrivateAttr(default_factory=list)
+
+    def on_block(self, session: Session, block: Block) -> None:
+        self._seen.append(torch.cat(block.reference_outputs()))
+        for _, linear in block.linears(["up_proj"]).items():
+            linear.weight.mul_(0.5)
+
+
+def test_the_reference_stream_is_the_model_as_the_walk_found_it(pico, calibration):
+    class _Before(Modifier):
+        def on_block(self, session: Session, block: Block) -> None:
+            for _, linear in block.linears(["down_proj"]).items():
+                linear.weight.zero_()
+
+    model = pico(layers=3)
+    states = []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda *call: states.append(call[-1]))
+    with torch.no_grad():
+        model(calibration)
+    expected, first, second = list(states), _Referring(), _Referring()
+    Session(model, [_Before(), first, second]).run_oneshot(calibration)
+    for modifier in (first, second):
+        for seen, state in zip(modifier._seen, expected, strict=True):
+            assert torch.allclose(seen, state, atol=1e-6)
+
+
+def test_a_new_walk_has_a_new_reference(pico, calibration):
+    class _Ranking(_Referring):
+        @property
+        def needs_pass(self) -> bool:
+            return True
+
+        def on_observe(self, session: Session, block: Block) -> None:
+            assert len(block.inputs) == 3
+
+    first, second = _Referring(), _Ranking()
+    model = pico()
+    Session(model, [first]).run_oneshot(calibration)
+    with torch.no_grad():
+        expected = model(calibration, output_hidden_states=True).hidden_states[1]
+    model = pico()
+    Session(model, [first, second]).run_oneshot(calibration)
+    assert torch.allclose(second._seen[0], expected, atol=1e-6)
+    assert not torch.allclose(second._seen[0], first._seen[0], atol=1e-4)
+
+
+def test_a_reference_has_to_be_asked_for_and_needs_data(pico, calibration):
+    class _Silent(_Referring):
+        needs_reference = False
+
+    with pytest.raises(LawError, match=r"_Silent\.on_block: .*without `needs_reference`"):
+        Session(pico(), [_Silent()]).run_oneshot(calibration)
+    with pytest.raises(DataError, match="_Referring needs calibration data"):
+        Session(pico(), [_Referring()]).run_oneshot()
+
+
+@pytest.mark.parametrize("make", [None, qwen, gpt2])
+def test_a_block_computes_any_rows_of_a_batch(pico, calibration, make):
+    model = pico() if make is None else make()
+    block = Stream(model, calibration).block(1)
+    whole = block.outputs()[0]
+    hidden = block.inputs[0]
+    with torch.no_grad():
+        rows = block.compute(hidden[1:3], 0, slice(1, 3))
+    assert torch.allclose(rows, whole[1:3], atol=1e-6)
+    hidden = hidden.clone().requires_grad_()
+    block.compute(hidden, 0).sum().backward()
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_hidden_states_over_the_threshold_live_in_a_file(pico, calibration, tmp_path, monkeypatch):
+    results = []
+    for threshold in spill.THRESHOLD, 2 * 12 * 16 * 32 * 4 - 1:
+        monkeypatch.setattr(spill, "THRESHOLD", threshold)
+        stream = Stream(pico(layers=3), calibration, reference=True, folder=tmp_path)
+        seen = []
+        for index in range(3):
+            block = stream.block(index)
+            stream.advance_reference(index)
+            seen.append(torch.cat(block.reference_outputs()))
+            block.module.mlp.down_proj.weight.data.zero_()
+            seen.append(torch.cat(block.inputs))
+        results.append(seen)
+        assert [room.size for room in stream._spills] == ([] if len(results) == 1 else [24576] * 2)
+        assert not list(tmp_path.iterdir())  # it has no name
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert not torch.equal(results[0][1], results[0][3])

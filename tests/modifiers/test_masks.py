@@ -46,6 +46,20 @@ def test_apply_removes_infinity_too():
     assert model.weight.tolist() == [[0.0, 1.0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_apply_changes_no_bit_of_what_is_kept(dtype):
+    values = torch.tensor([[1.5, -2.0, 0.0, -0.0], [float("nan"), float("inf"), 1e-7, 3.0]])
+    model = nn.Linear(4, 2, bias=False, dtype=dtype)
+    model.weight.data = values.to(dtype).t().contiguous().t()  # not contiguous
+    mask = torch.tensor([[True, False, True, True], [False, False, True, True]])
+    masks = Masks()
+    masks.hold("weight", mask)
+    assert masks.violations(model) == ["weight"]
+    masks.apply(model)
+    assert not masks.violations(model)
+    assert torch.equal(model.weight.detach(), torch.where(mask, values.to(dtype), 0))
+
+
 @pytest.mark.parametrize("columns", [1, 7, 8, 9, 64])
 def test_state_is_exact(columns):
     mask = torch.rand(5, columns, generator=torch.Generator().manual_seed(0)) > 0.5

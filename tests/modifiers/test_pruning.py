@@ -6,11 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from paring.errors import ModelError
 from paring.modifiers import Session
 from paring.modifiers.hessian import Gram
 from paring.modifiers.pruning.admm import ADMMPruning
 from paring.modifiers.pruning.constant import ConstantPruning
 from paring.modifiers.pruning.magnitude import MagnitudePruning
+from paring.modifiers.pruning.sparsegpt import SparseGPT
 from paring.modifiers.pruning.wanda import Wanda
 
 
@@ -39,29 +41,143 @@ def test_wanda_removes_the_lowest_of_each_row():
     assert torch.equal(after[mask], weight[mask])
 
 
-def test_admm_reaches_the_masked_least_squares_optimum():
-    weight, _, gram = layer()
+@pytest.mark.parametrize(("structure", "height", "width"), [("1x4", 1, 4), ("4x1", 4, 1)])
+def test_wanda_removes_the_lowest_blocks_of_each_row_of_blocks(structure, height, width):
+    _, x, gram = layer()
+    weight = torch.randn(8, 16)
     kept = torch.ones_like(weight, dtype=torch.bool)
-    algorithm = ADMMPruning(sparsity=0.5, iterations=3000)
+    algorithm = Wanda(sparsity=0.5, mask_structure=structure)
     ((after, mask),) = prune(algorithm, gram, [weight], [kept])
-    norms = gram.matrix.diagonal().sqrt()
-    a = gram.matrix / torch.outer(norms, norms)
-    a.diagonal().add_(0.1 * float(a.diagonal().mean()))
+    for top in range(0, 8, height):
+        rows = range(top, top + height)
+        scores = {}
+        for left in range(0, 16, width):
+            block = [(i, j) for i in rows for j in range(left, left + width)]
+            scores[left] = sum(float(weight[i, j] * x[:, j].norm()) ** 2 for i, j in block)
+        lowest = sorted(scores, key=lambda left: scores[left])[: len(scores) // 2]
+        for left in scores:
+            assert (mask[top : top + height, left : left + width] == (left not in lowest)).all()
+    assert torch.equal(after[mask], weight[mask])
+
+
+@pytest.mark.parametrize("structure", ["2:4", "3:8"])
+def test_wanda_keeps_the_highest_of_every_group(structure):
+    weight, x, gram = layer()
+    n, m = map(int, structure.split(":"))
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    ((_, mask),) = prune(Wanda(mask_structure=structure), gram, [weight], [kept])
+    for row in range(6):
+        for left in range(0, 16, m):
+            score = {
+                j: abs(float(weight[row, j])) * float(x[:, j].norm()) for j in range(left, left + m)
+            }
+            highest = sorted(score, key=lambda j: score[j])[m - n :]
+            assert mask[row, left : left + m].nonzero().flatten().tolist() == sorted(
+                j - left for j in highest
+            )
+
+
+def damped(gram: Gram, fraction: float) -> torch.Tensor:
+    """The Gram matrix that ADMM's errors are measured by: of inputs as they are, in fp64."""
+    matrix = gram.matrix.double()
+    return matrix + fraction * torch.diag(matrix.diagonal())
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "2:4", "1x4"])
+def test_admm_reaches_the_masked_least_squares_optimum(structure):
+    weight, _, gram = layer()
+    kept = torch.rand(weight.shape) > 0.1
+    weight *= kept
+    settings = {} if ":" in structure else {"sparsity": 0.5}
+    algorithm = ADMMPruning(mask_structure=structure, conjugate_gradient_steps=100, **settings)
+    ((after, mask),) = prune(algorithm, gram, [weight], [kept])
+    assert not (mask & ~kept).any()
+    assert (after[~mask] == 0).all()
+    a = damped(gram, algorithm.dampening_frac)
     for row in range(6):  # argmin over the support of (w - w0) A (w - w0)'
         support = mask[row]
-        w0 = weight[row] * norms
-        best = torch.linalg.solve(a[support][:, support], (a @ w0)[support])
-        assert torch.allclose(after[row, support] * norms[support], best, atol=2e-3)
+        right = (a @ weight[row].double())[support]
+        best = torch.linalg.solve(a[support][:, support], right)
+        assert torch.allclose(after[row, support].double(), best, rtol=1e-3, atol=1e-4)
 
 
-def test_admm_beats_wanda():
+def plain_admm(weight, gram, sparsity, *, ramp, rho, dampening_frac):
+    """As the papers write it, in fp64 and with explicit inverses, up to the first stable mask."""
+    a = damped(gram, dampening_frac)
+    scale = torch.linalg.inv(a).diagonal().rsqrt()
+    a = a / torch.outer(scale, scale)
+    w0 = weight.double() * scale
+    rho = rho * float(a.diagonal().mean())
+    w, u, t, settled = w0, torch.zeros_like(w0), 0, None
+    while True:
+        t += 1
+        share = sparsity * (1 - (1 - min(1.0, t / ramp)) ** 3)
+        removed = round(share * w.numel())
+        mask = torch.ones(w.numel(), dtype=torch.bool)
+        mask[(w + u).abs().flatten().argsort()[:removed]] = False
+        mask = mask.reshape(w.shape)
+        z = (w + u) * mask
+        u = w + u - z
+        if t == ramp:
+            settled = mask
+        elif t > ramp and (t - ramp) % 3 == 0:
+            changed = float((mask != settled).sum() / mask.sum())
+            if changed == 0:
+                return mask, t
+            settled = mask
+            growth = 1.3 if changed >= 0.1 else 1.2 if changed >= 0.005 else 1.1
+            rho, u = rho * growth, u / growth
+        w = torch.linalg.solve(a + rho * torch.eye(len(a)), (w0 @ a + rho * (z - u)).T).T
+
+
+@pytest.mark.parametrize("ramp", [1, 8])
+def test_admm_finds_the_mask_of_the_plain_algorithm(ramp):
     weight, _, gram = layer()
     kept = torch.ones_like(weight, dtype=torch.bool)
+    notes: dict[str, int] = {}
+    algorithm = ADMMPruning(sparsity=0.6, ramp_iterations=ramp)
+    ((_, mask),) = algorithm.prune(gram, [algorithm.layer("", weight, kept)], notes)
+    expected, iterations = plain_admm(weight, gram, 0.6, ramp=ramp, rho=0.1, dampening_frac=0.02)
+    assert torch.equal(mask, expected)
+    assert notes["iterations"] == iterations
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "2:4", "1x4"])
+def test_admm_beats_sparsegpt_and_wanda(structure):
+    weight, _, gram = layer()
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    settings = {"mask_structure": structure}
+    if ":" not in structure:
+        settings["sparsity"] = 0.5
     errors = []
-    for algorithm in (ADMMPruning(sparsity=0.5), Wanda(sparsity=0.5)):
+    for algorithm in (ADMMPruning(**settings), SparseGPT(**settings), Wanda(**settings)):
         ((after, mask),) = prune(algorithm, gram, [weight], [kept])
         errors.append(gram.relative_error(weight, after * mask))
-    assert errors[0] < 0.5 * errors[1]
+    assert errors[0] < errors[1] < errors[2]
+    assert errors[0] < 0.5 * errors[2]
+
+
+def test_admm_removes_dead_inputs_first():
+    torch.manual_seed(0)
+    x = torch.randn(64, 16)
+    x[:, 3] = 0
+    gram = Gram()
+    gram.add(x)
+    weight = torch.randn(4, 16)
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    ((after, mask),) = prune(ADMMPruning(sparsity=0.25), gram, [weight], [kept])
+    assert not mask[:, 3].any()
+    assert (after[:, 3] == 0).all()
+    assert after.isfinite().all()
+    assert (~mask).float().mean() == 0.25
+
+
+def test_admm_refuses_inputs_that_are_not_finite():
+    gram = Gram()
+    gram.add(torch.full((2, 16), torch.inf))
+    kept = torch.ones(4, 16, dtype=torch.bool)
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        prune(ADMMPruning(sparsity=0.25), gram, [torch.randn(4, 16)], [kept])
 
 
 def loop(session: Session, steps: int) -> None:

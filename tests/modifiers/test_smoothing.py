@@ -20,7 +20,10 @@ from paring.errors import LawError, ModelError
 from paring.modifiers import Session
 from paring.modifiers.blocks import Block, Stream, find_blocks
 from paring.modifiers.quantization.quantization import Quantization
-from paring.modifiers.smoothing.logarithmic_equalization import LogarithmicEqualization
+from paring.modifiers.smoothing.logarithmic_equalization import (
+    LogarithmicEqualization,
+    logarithmic_scale,
+)
 from paring.modifiers.smoothing.pairs import find_pairs
 from paring.modifiers.smoothing.smoothquant import SmoothQuant
 
@@ -63,9 +66,11 @@ def short(pairs) -> dict[str, list[str]]:
     }
 
 
+LINEAR_PAIRS = {"up_proj": ["down_proj"], "v_proj": ["o_proj"]}
 LLAMA_PAIRS = {
     "input_layernorm": ["q_proj", "k_proj", "v_proj"],
     "post_attention_layernorm": ["gate_proj", "up_proj"],
+    **LINEAR_PAIRS,
 }
 
 
@@ -79,6 +84,7 @@ LLAMA_PAIRS = {
             {
                 "input_layernorm": ["q_proj", "k_proj", "v_proj"],
                 "pre_feedforward_layernorm": ["gate_proj", "up_proj"],
+                **LINEAR_PAIRS,
             },
         ),
         (
@@ -87,7 +93,12 @@ LLAMA_PAIRS = {
         ),
         (
             opt,
-            {"self_attn_layer_norm": ["q_proj", "k_proj", "v_proj"], "final_layer_norm": ["fc1"]},
+            {
+                "self_attn_layer_norm": ["q_proj", "k_proj", "v_proj"],
+                "final_layer_norm": ["fc1"],
+                "v_proj": ["out_proj"],
+                "fc1": ["fc2"],  # through a ReLU
+            },
         ),
     ],
 )
@@ -99,7 +110,8 @@ def test_pairs_are_found_in_any_architecture(pico, calibration, make, expected):
         k: sorted(v) for k, v in expected.items()
     }
     assert refused == []
-    assert all(pair.offset == (1.0 if make is gemma else 0.0) for pair in pairs)
+    norms = [pair for pair in pairs if pair.kind == "norm"]
+    assert all(pair.offset == (1.0 if make is gemma else 0.0) for pair in norms)
 
 
 @pytest.mark.parametrize("make", [None, qwen, gemma, neox, opt])
@@ -171,7 +183,7 @@ def test_smoothquant_is_the_formula(pico, calibration):
 
 def test_logarithmic_equalization_is_the_formula():
     r = torch.tensor([0.0, 1.0, 6.0, 1000.0])
-    s = LogarithmicEqualization().scale(r, torch.ones(4))
+    s = logarithmic_scale(r)
     expected = [0.01, 1 / math.log2(3), 6 / 3, 1000 / math.log2(1002)]
     assert torch.allclose(s, torch.tensor(expected))
 

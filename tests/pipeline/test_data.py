@@ -1,21 +1,32 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from paring.errors import DataError
+from paring.modifiers.distillation.teacher import model_inputs
+from paring.pipeline import load_model
 from paring.pipeline.data import (
-    NO_LOSS,
     calibration_tokens,
-    collate,
     evaluation_tokens,
+    prompts_with_answers,
     training_examples,
 )
-from paring.recipes import DataConfig
+from paring.pipeline.examples import NO_LOSS, Example, ExampleStream, collate
+from paring.pipeline.sources import rows, stream_rows
+from paring.recipes import DataConfig, MixturePart
 
+CHAT = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
 SUMS = {"prompt": "{question} makes", "answer": " {answer}"}
 
 
@@ -135,3 +146,198 @@ def test_a_broken_line_is_told_with_its_number(
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(DataError, match="bad.jsonl:2: not JSON"):
         calibration_tokens(data(tmp_path / "bad.jsonl"), tokenizer)
+
+
+@pytest.fixture
+def chatty(tokenizer: PreTrainedTokenizerFast) -> Iterator[PreTrainedTokenizerFast]:
+    tokenizer.chat_template = CHAT
+    yield tokenizer
+    tokenizer.chat_template = None
+
+
+def test_in_a_chat_the_loss_is_on_the_assistants_turns(
+    tmp_path: Path, chatty: PreTrainedTokenizerFast
+) -> None:
+    turns = [("system", "sing"), ("user", "old oak?"), ("assistant", "red bird"), ("user", "and?")]
+    turns += [("assistant", "stone wind")]
+    chat = [{"role": role, "content": content} for role, content in turns]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"talk": chat}))
+    config = data(tmp_path / "chats.jsonl", length=128, messages="talk")
+    (example,) = training_examples(config, chatty).examples
+    assert chatty.decode(example.input_ids) == "".join(
+        f"<|start|>{role}\n{content}<|end|>\n" for role, content in turns
+    )
+    learned = [token for token in example.labels if token != NO_LOSS]
+    assert chatty.decode(learned) == "red bird<|end|>\nstone wind<|end|>\n"
+    ((prompt, answer),) = prompts_with_answers(config, chatty)
+    assert chatty.decode(answer) == "stone wind<|end|>\n"
+    assert chatty.decode(prompt).endswith("and?<|end|>\n<|start|>assistant\n")
+
+
+def test_prompt_and_answer_go_into_the_chat_template(
+    corpus: Path, chatty: PreTrainedTokenizerFast
+) -> None:
+    config = data(corpus / "sums.jsonl", length=64, chat=True, **SUMS)
+    example = training_examples(config, chatty)[3]
+    assert chatty.decode(example.input_ids) == (
+        "<|start|>user\n3 and 4? makes<|end|>\n<|start|>assistant\n 7<|end|>\n"
+    )
+    learned = [token for token in example.labels if token != NO_LOSS]
+    assert chatty.decode(learned) == " 7<|end|>\n"
+
+
+def test_a_chat_without_a_template_or_with_one_that_rewrites_is_an_error(
+    corpus: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = data(corpus / "sums.jsonl", length=64, chat=True, **SUMS)
+    with pytest.raises(DataError, match="has no chat template"):
+        training_examples(config, tokenizer)
+    tokenizer.chat_template = "{{ messages | length }}" + CHAT
+    try:
+        with pytest.raises(DataError, match="changes earlier turns"):
+            training_examples(config, tokenizer)
+    finally:
+        tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no column 'talk'"):
+        training_examples(data(corpus / "sums.jsonl", messages="talk"), tokenizer)
+    with pytest.raises(DataError, match="a chat is a list of"):
+        training_examples(data(corpus / "sums.jsonl", messages="answer"), tokenizer)
+
+
+def test_packed_answers_are_whole_and_computed_as_if_alone(
+    corpus: Path, tokenizer: PreTrainedTokenizerFast, pico: Path
+) -> None:
+    plain = data(corpus / "sums.jsonl", length=64, **SUMS)
+    single = training_examples(plain, tokenizer).examples
+    packed = training_examples(plain.model_copy(update={"packing": True}), tokenizer).examples
+    assert [t for e in packed for t in e.input_ids] == [t for e in single for t in e.input_ids]
+    assert all(len(e.input_ids) <= 64 for e in packed)
+    assert len(packed) < len(single) / 2
+    model, _ = load_model(pico)
+    batch = collate([packed[0], single[2]], pad=1)  # one that is padded, too
+    with torch.inference_mode():
+        together = model(**model_inputs(batch), use_cache=False).logits
+        first = 0
+        for example in single[: packed[0].positions.count(0)]:
+            ids = torch.tensor([example.input_ids])
+            alone = model(ids, use_cache=False).logits[0]
+            last = first + len(example.input_ids)
+            torch.testing.assert_close(together[0, first:last], alone, rtol=0, atol=1e-4)
+            first = last
+    assert first == len(packed[0].input_ids)
+    torch.testing.assert_close(
+        together[1, : len(single[2].input_ids)],
+        model(torch.tensor([single[2].input_ids]), use_cache=False).logits[0],
+        rtol=0,
+        atol=1e-4,
+    )
+
+
+def mixture(corpus: Path, **fields: object) -> DataConfig:
+    parts = [
+        MixturePart(dataset=str(corpus / "train.txt"), weight=3),
+        MixturePart(dataset=str(corpus / "sums.jsonl"), weight=1, **SUMS),
+    ]
+    return DataConfig(mixture=parts, length=16, **fields)  # type: ignore[arg-type]
+
+
+def share_of_text(examples: list[Example]) -> float:
+    return sum(e.labels == e.input_ids for e in examples) / len(examples)
+
+
+def test_a_mixture_draws_by_weight_and_the_same_every_time(
+    corpus: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    first = training_examples(mixture(corpus, samples=80), tokenizer).examples
+    again = training_examples(mixture(corpus, samples=80), tokenizer).examples
+    other = training_examples(mixture(corpus, samples=80, seed=1), tokenizer).examples
+    assert first == again != other
+    assert 0.6 < share_of_text(first) < 0.9
+    assert mixture(corpus).source == f"75% {corpus}/train.txt + 25% {corpus}/sums.jsonl"
+    ended = training_examples(mixture(corpus), tokenizer).examples
+    repeated = training_examples(
+        mixture(corpus, stopping_strategy="all_exhausted"), tokenizer
+    ).examples
+    assert len(first) <= len(ended) < len(repeated)
+    with pytest.raises(DataError, match="75% .* only"):
+        training_examples(mixture(corpus, samples=5000), tokenizer)
+
+
+def test_calibration_takes_its_share_of_each_part(
+    corpus: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    windows = calibration_tokens(mixture(corpus, samples=10), tokenizer)
+    assert windows.shape == (10, 16)
+    sums = [row for row in windows.tolist() if "?" in tokenizer.decode(row)]
+    assert len(sums) == 2  # 2.5 of 10, rounded half to even
+    with pytest.raises(DataError, match="needs `samples`"):
+        calibration_tokens(mixture(corpus), tokenizer)
+
+
+def test_a_stream_has_epochs_of_their_own_order_that_come_again(
+    corpus: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = data(
+        corpus / "sums.jsonl", length=64, streaming=True, samples=40, buffer_size=7, **SUMS
+    )
+    stream = training_examples(config, tokenizer)
+    assert isinstance(stream, ExampleStream)
+    assert len(stream) == 40
+    first, again = list(stream), list(stream)
+    stream.set_epoch(1)
+    second = list(stream)
+    assert first == again != second
+    stored = training_examples(data(corpus / "sums.jsonl", length=64, **SUMS), tokenizer).examples
+    assert first != stored
+
+    def tokens(found: list[Example]) -> list[list[int]]:
+        return sorted(example.input_ids for example in found)
+
+    assert tokens(first) == tokens(second) == tokens(stored)
+    stream.samples = 41
+    with pytest.raises(DataError, match="the stream has only 40"):
+        list(stream)
+
+
+def test_a_mixture_streams_too(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    stream = training_examples(mixture(corpus, samples=60, streaming=True), tokenizer)
+    found = list(stream)
+    assert found == list(stream)
+    assert len(found) == 60
+    assert 0.55 < share_of_text(found) < 0.95
+
+
+def test_streams_of_every_kind_of_file_have_the_rows_of_the_file(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = [{"text": f"row {i}", "id": i} for i in range(30)]
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet", row_group_size=7)
+    (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, table)))
+    (tmp_path / "a.txt").write_text("one\nline\n\n\ntwo\n \nthree")
+    for name in ("a.parquet", "a.jsonl"):
+        assert list(stream_rows(data(tmp_path / name))) == table == rows(data(tmp_path / name))
+    paragraphs = [row["text"] for row in stream_rows(data(tmp_path / "a.txt"))]
+    assert paragraphs == ["one\nline\n", "two\n", "three"]
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="no rows"):
+        list(stream_rows(data(tmp_path / "none.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "either 'dataset' or 'mixture'"),
+        ({"dataset": "a", "mixture": [{"dataset": "b", "weight": 1}]}, "either 'dataset' or"),
+        ({"mixture": [{"weight": 1}]}, "needs 'dataset'"),
+        ({"mixture": [{"dataset": "b"}]}, "weight"),
+        ({"mixture": [{"dataset": "b", "weight": 1}], "prompt": "{q}"}, "belongs to the parts"),
+        ({"dataset": "a", "streaming": True}, "'streaming' needs 'samples'"),
+        ({"dataset": "a", "packing": True}, "packed anyway"),
+        ({"dataset": "a", "chat": True}, "'chat' needs a 'prompt'"),
+        ({"dataset": "a", "messages": "m", "prompt": "{q}"}, "exclude each other"),
+    ],
+)
+def test_data_settings_that_contradict_are_told(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DataConfig(**fields)

@@ -8,7 +8,9 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from paring.errors import ModelError, ZooError
 from paring.pipeline.models import load_model, model_fingerprint, resolve_model
@@ -75,11 +77,16 @@ def test_a_gguf_file_becomes_a_folder_once(
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("PARING_CACHE", str(tmp_path / "cache"))
+    bars = logging.is_progress_bar_enabled(), vars(tqdm)["__init__"]
     expected, _ = load_model(pico)
     write_gguf(tmp_path / "pico.gguf", expected, tokenizer)
+    capfd.readouterr()
     model, words = load_model(tmp_path / "pico.gguf")
+    assert capfd.readouterr() == ("", "")  # no bars of the libraries: progress is ours to tell
+    assert bars == (logging.is_progress_bar_enabled(), vars(tqdm)["__init__"])
     tokens = torch.arange(40)[None]
     with torch.inference_mode():
         torch.testing.assert_close(model(tokens).logits, expected(tokens).logits)

@@ -14,7 +14,7 @@ from pydantic import PrivateAttr
 from paring.modifiers import Modifier, Session, registry
 from paring.pipeline.apply import ApplyResult, apply
 from paring.pipeline.train import last_checkpoint
-from paring.recipes import DataConfig, Recipe, Stage, TrainingConfig
+from paring.recipes import DataConfig, MixturePart, Recipe, Stage, TrainingConfig
 
 GRADUAL = {"init_sparsity": 0.1, "final_sparsity": 0.6, "ignore": ["lm_head"]}
 
@@ -246,3 +246,38 @@ def test_quantization_aware_training_is_exported_and_resumes_bit_for_bit(
     schemes = {entry["scheme"] for entry in resumed.report["layers"]}
     assert schemes == {"W8A8"}
     assert resumed.report["after"]["sparsity"] == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["stream", "mixture", "packed"])
+def test_every_kind_of_data_resumes_in_the_middle_of_an_epoch_bit_for_bit(
+    pico: Path, corpus: Path, tmp_path: Path, kind: str
+) -> None:
+    sums = {"dataset": str(corpus / "sums.jsonl"), "prompt": "{question}", "answer": " {answer}"}
+    text = MixturePart(dataset=str(corpus / "train.txt"), weight=2)
+    mixed = [text, MixturePart(weight=1, **sums)]
+    data = {
+        "stream": DataConfig(mixture=mixed, length=16, samples=20, streaming=True, buffer_size=8),
+        "mixture": DataConfig(mixture=mixed, length=16, samples=20),
+        "packed": DataConfig(length=48, packing=True, **sums),
+    }[kind]
+
+    def go(output: Path, kill_at: int | None) -> tuple[ApplyResult, list[int]]:
+        watch = _Watch()
+        watch._kill_at = kill_at
+        teacher = registry()["SquareHead"](teacher="self")
+        made = recipe(
+            pico, corpus, teacher, watch, epochs=3.0, save_steps=4, gradient_accumulation=2
+        )
+        made.stages[0].data = data
+        return apply(made, output=output, evaluate=False), [seen["step"] for seen in watch._seen]
+
+    whole, steps = go(tmp_path / "whole", None)
+    assert len(steps) >= 6
+    killed_at = len(steps) - 1
+    with pytest.raises(Killed):
+        go(tmp_path / "killed", killed_at)
+    resumed, again = go(tmp_path / "killed", None)
+    assert again == steps[killed_at // 4 * 4 :]
+    assert resumed.report["stages"][0]["log"] == whole.report["stages"][0]["log"]
+    for name, weight in weights(resumed).items():
+        assert torch.equal(weight, weights(whole)[name]), name

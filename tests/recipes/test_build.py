@@ -197,8 +197,10 @@ def test_a_mistake_elsewhere(text: str, found: list[str]) -> None:
         ("{dataset: x, windows: 3}", "'windows' is for 'evaluate'; use 'samples' here"),
         ("{dataset: x, samples: 0}", "samples is too small, got 0; use at least 1"),
         ("{dataset: x, lenght: 512}", "unknown key 'lenght' in data; did you mean 'length'?"),
-        ("{dataset: ''}", "dataset: string should have at least 1 character, got ''"),
-        ("{split: test}", "3:5: 'data' needs 'dataset'; add it"),
+        ("{dataset: ''}", "data needs either 'dataset' or 'mixture'; give one of them"),
+        ("{split: test}", "3:11: data needs either 'dataset' or 'mixture'; give one of them"),
+        ("{mixture: [{dataset: x}]}", "3:22: 'mixture[0]' needs 'weight'; add it"),
+        ("{mixture: [{dataset: x, weight: 0}]}", "weight is too small, got 0"),
     ],
 )
 def test_a_mistake_in_data(data: str, problem: str) -> None:

@@ -62,8 +62,8 @@ def test_validate_says_what_a_good_recipe_does() -> None:
     assert done.exit_code == 0
     assert done.stdout.splitlines() == [
         "✓ smollm2-w8a8: quantize (oneshot): Quantization",
-        "✓ smollm2-sparse50-finetune: prune (oneshot): SparseGPT; "
-        "recover (train): ConstantPruning, SquareHead",
+        "✓ smollm2-sparse50-finetune: prune (oneshot): ADMMPruning; "
+        "finetune (train): ConstantPruning, SquareHead",
     ]
 
 

@@ -150,3 +150,8 @@ def test_steps_milestones_and_rates_are_on_the_timeline() -> None:
     assert row.pace == "every step from step 5 to 15"
     with pytest.raises(RecipeError, match="milestones go on after the stage ends, got 3"):
         Recipe.parse(TIMED.replace("1: 0.6", "3: 0.6"))
+
+
+def test_a_training_without_modifiers_has_a_picture() -> None:
+    picture = render(Plan.of(Recipe.load("smollm2-dense-finetune")), "svg").decode()
+    assert "<svg" in picture

@@ -1,0 +1,98 @@
+"""Graphs of one model pruned in different patterns, made for their speed and size alone: masks by magnitude."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from paring.engine import Engine
+from paring.engine.benchmark import benchmark
+from paring.engine.export import export
+from paring.engine.graph import Activation, Graph, Matrix, Vector
+from paring.engine.graph_file import read_graph
+from paring.engine.graph_writer import GraphWriter
+from paring.engine.storage import unpack
+from paring.modifiers import MaskStructure
+
+GROUP = 64  # of int4
+
+
+def is_pruned(name: str) -> bool:
+    return name.endswith("_proj.weight")
+
+
+def dense_graph(model: str, folder: Path) -> Graph:
+    """The model in float with an int8 head; made once."""
+    if not (folder / "graph.json").exists():
+        export(model, folder, head="int8")
+    return read_graph(folder)
+
+
+def write_pruned(dense: Graph, pattern: str, sparsity: float, dtype: str, folder: Path) -> None:
+    """`dense` with its Linears pruned by magnitude and rounded: int8 per row, int4 in groups, int8 inputs."""
+    structure = MaskStructure.parse(pattern)
+    with GraphWriter(folder) as writer:
+        for name, tensor in dense.tensors.items():
+            parts = dense.parts(name)
+            if isinstance(tensor, Vector):
+                writer.vector(name, parts["values"])
+            elif is_pruned(name):
+                weight = np.array(unpack(tensor, parts), np.float32)
+                kept = structure.mask(torch.from_numpy(weight).square(), sparsity).numpy()
+                q, scales = rounded(weight * kept, dtype)
+                writer.matrix(
+                    name,
+                    q,
+                    mask=kept,
+                    scales=scales,
+                    bits=8 if dtype == "int8" else 4,
+                    group=0 if dtype == "int8" else GROUP,
+                    activation=Activation(bits=8, dynamic=True),
+                )
+            else:
+                assert isinstance(tensor, Matrix)
+                writer.matrix(
+                    name,
+                    unpack(tensor, parts),
+                    scales=parts["scales"] if tensor.quantized else None,
+                    activation=tensor.activation,
+                    dense=tensor.storage == "dense",
+                )
+        writer.finish(dense.model, dense.ops)
+
+
+def rounded(weight: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric integers [n, k] and their scales [n, groups]."""
+    n, k = weight.shape
+    width, limit = (k, 127.5) if dtype == "int8" else (GROUP, 7.5)
+    groups = weight.reshape(n, -1, width)
+    scales = np.abs(groups).max(axis=2) / np.float32(limit)
+    safe = np.where(scales > 0, scales, np.float32(1))
+    q = np.clip(np.rint(groups / safe[:, :, None]), -np.ceil(limit), np.floor(limit))
+    return q.astype(np.int8).reshape(n, k), safe
+
+
+def bytes_per_weight(folder: Path) -> dict[str, float]:
+    """Of the pruned Linears, scales included: in the graph's file, and as decoding reads them."""
+    with Engine.load(folder) as engine:
+        graph = engine.graph
+        names = [name for name in graph.tensors if is_pruned(name)]
+        size = sum(int(np.prod(graph.tensors[name].shape)) for name in names)
+        file = sum(part.nbytes for name in names for part in graph.parts(name).values())
+        read = sum(engine.info()["matrices"][name]["bytes"] for name in names)
+    return {"file_bytes": file / size, "read_bytes": read / size}
+
+
+def speed(folder: Path, against: Path, threads: int | None, rounds: int) -> dict[str, Any]:
+    """Decoding, tokens per second, and the ratio to another graph's in the same run."""
+    found = benchmark(folder, against, prompt=16, tokens=64, threads=threads, rounds=rounds)
+    return {
+        "decode": found.speed.decode_median,
+        "of_dense_int8": found.decode_ratio,
+        "threads": found.threads,
+        "machine": found.machine,
+        "kernels": found.speed.kernels,
+    }

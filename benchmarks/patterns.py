@@ -1,0 +1,287 @@
+"""What every mask pattern costs in perplexity, at equal bytes per weight and at equal decode speed.
+
+    python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl --speed      # on a quiet machine
+    python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl [--cases 8:16 1x4@0.406 ...]
+    python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl --table FILE.md --cases
+
+`--speed` times graphs pruned by magnitude to several sparsities against dense int8, in pairs. Without it, the model is
+pruned (ADMMPruning) in each pattern and quantized to int8 (W8A8) and int4 (GPTQ, W4A8, groups of 64); perplexity is by
+the protocol of `accuracy.py`, and bytes per weight are those of the exported graph, in its file and as read.
+
+N:M fixes its sparsity, so 8:16 and 4:16 set the levels; a pattern with a free sparsity gets the one at which it has as
+many bytes as these, and the one at which it is as fast, between the speeds measured. So run `--speed` first. Results
+are JSON lines; what is in the file is not run again. `--cases` with nothing after it only writes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from accuracy import SAMPLES, WINDOWS, perplexity, report, windows
+from pattern_graphs import bytes_per_weight, dense_graph, speed, write_pruned
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from paring import Recipe, Session
+from paring.engine.cost import DType, cost
+from paring.engine.export import export
+from paring.modifiers import MaskStructure
+from paring.modifiers.quantization.layer import detach
+from paring.pipeline.checkpoint import write_checkpoint
+
+PATTERNS = ("unstructured", "2x1", "1x4", "n:16", "2:4", "4:8", "8:16", "4:16")
+LEVELS = ("8:16", "4:16")
+DTYPES: dict[str, DType] = {"int8": "i8", "int4": "i4"}
+QUANTIZATION: dict[str, dict[str, Any]] = {
+    "int8": {"Quantization": {"scheme": "W8A8", "ignore": ["lm_head"]}},
+    "int4": {"GPTQ": {"scheme": "W4A8", "group_size": 64, "ignore": ["lm_head"]}},
+}
+MEASURED = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # sparsities that `--speed` times
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pruning, and what it will be stored in."""
+
+    pattern: str
+    sparsity: float
+
+    @property
+    def name(self) -> str:
+        fixed = MaskStructure.parse(self.pattern).sparsity is not None
+        return self.pattern if fixed else f"{self.pattern}@{self.sparsity:g}"
+
+    @property
+    def modifier(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"mask_structure": self.pattern, "ignore": ["lm_head"]}
+        if MaskStructure.parse(self.pattern).sparsity is None:
+            fields["sparsity"] = self.sparsity
+        return {"ADMMPruning": fields}
+
+
+def read_bytes(pattern: str, sparsity: float, dtype: str) -> float:
+    """Bytes of a weight without scales, by the engine's own model."""
+    blocks = 1 - sparsity if pattern == "1x4" else 1 - sparsity**4
+    return cost(DTYPES[dtype], 1 - sparsity, blocks).bytes
+
+
+def at_bytes(pattern: str, level: str, dtype: str) -> float:
+    """The sparsity at which a pattern takes as many bytes as the level does."""
+    fixed = MaskStructure.parse(level).sparsity
+    assert fixed is not None
+    wanted = read_bytes(level, fixed, dtype)
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if read_bytes(pattern, middle, dtype) > wanted else (low, middle)
+    return round(high, 3)
+
+
+def at_speed(pattern: str, level: str, dtype: str, speeds: Rows) -> float | None:
+    """The sparsity at which a pattern is as fast as the level, between two that were measured; None: unknown."""
+    level_speed = [
+        row["of_dense_int8"] for row in speeds if (row["pattern"], row["dtype"]) == (level, dtype)
+    ]
+    points = sorted(
+        (row["sparsity"], row["of_dense_int8"])
+        for row in speeds
+        if (row["pattern"], row["dtype"]) == (pattern, dtype)
+    )
+    for (a, slow), (b, fast) in itertools.pairwise(points):
+        if level_speed and slow <= level_speed[0] <= fast:
+            part = float(level_speed[0] - slow) / max(fast - slow, 1e-9)
+            return round(float(a) + (b - a) * part, 3)
+    return None
+
+
+def wanted(speeds: Rows) -> dict[tuple[str, str, str, str], Case]:
+    """The case for every (pattern, dtype, level, "bytes" or "speed")."""
+    found = {}
+    for pattern in PATTERNS:
+        fixed = MaskStructure.parse(pattern).sparsity
+        for dtype in DTYPES:
+            for level in LEVELS:
+                if fixed is not None:
+                    if fixed == MaskStructure.parse(level).sparsity:
+                        for kind in ("bytes", "speed"):
+                            found[pattern, dtype, level, kind] = Case(pattern, fixed)
+                    continue
+                sparsity = at_speed(pattern, level, dtype, speeds)
+                if sparsity is not None:
+                    found[pattern, dtype, level, "speed"] = Case(pattern, sparsity)
+                sparsity = at_bytes(pattern, level, dtype)
+                found[pattern, dtype, level, "bytes"] = Case(pattern, sparsity)
+    return found
+
+
+class Accuracy:
+    """Prunes, quantizes, measures."""
+
+    def __init__(self, model: str, data: Path, samples: int, count: int) -> None:
+        self.model = model
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        text = data / "wikitext-2"
+        self.calibration = windows(self.tokenizer, text / "calibration.txt", samples)
+        self.evaluation = windows(self.tokenizer, text / "dev.txt", count)
+
+    def run(self, case: Case, dtypes: list[str]) -> Iterator[dict[str, Any]]:
+        network = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32).eval()
+        began = time.perf_counter()
+        pruning = self._stage(network, case.modifier, None)
+        seconds = time.perf_counter() - began
+        pruned = copy.deepcopy(network.state_dict())
+        zeros = [pruning.masks.sparsity(name) for name in pruning.masks]
+        for dtype in dtypes:
+            network.load_state_dict(pruned)
+            session = self._stage(network, QUANTIZATION[dtype], pruning.masks)
+            with tempfile.TemporaryDirectory() as folder:
+                write_checkpoint(
+                    Path(folder), network, self.tokenizer, session.quantization, session.masks
+                )
+                size = bytes_per_weight(export(folder, head="int8"))
+            yield {
+                "case": case.name,
+                "dtype": dtype,
+                "pattern": case.pattern,
+                "sparsity": case.sparsity,
+                "zeros": sum(zeros) / len(zeros),
+                "perplexity": perplexity(network, self.evaluation),
+                **size,
+                "prune_seconds": seconds,
+            }
+            for layer in session.quantization.values():
+                detach(layer)
+
+    def _stage(self, network: Any, modifier: dict[str, Any], masks: Any) -> Session:
+        text = yaml.safe_dump(
+            {"version": 1, "stages": [{"run": "oneshot", "modifiers": [modifier]}]}
+        )
+        stage = Recipe.parse(text).stages[0]
+        session = Session(network, stage.modifiers, tokenizer=self.tokenizer, masks=masks)
+        session.run_oneshot(self.calibration, report, None)
+        return session
+
+
+def time_patterns(options: argparse.Namespace, done: Rows, keep: Any) -> None:
+    """Time every pattern at the sparsities of MEASURED (or its own), against dense int8."""
+    have = {(row["pattern"], row["sparsity"], row["dtype"]) for row in done}
+    with tempfile.TemporaryDirectory() as folder:
+        dense, base = dense_graph(options.model, Path(folder, "float")), Path(folder, "base")
+        write_pruned(dense, "unstructured", 0.0, "int8", base)
+        for pattern in options.cases or (
+            "unstructured",
+            "1x4",
+            *LEVELS,
+            "2x1",
+            "n:16",
+            "2:4",
+            "4:8",
+        ):
+            fixed = MaskStructure.parse(pattern).sparsity
+            for sparsity in MEASURED if fixed is None else (fixed,):
+                for dtype in DTYPES:
+                    if (pattern, sparsity, dtype) in have:
+                        continue
+                    graph = Path(folder, "pruned")
+                    write_pruned(dense, pattern, sparsity, dtype, graph)
+                    row = {"pattern": pattern, "sparsity": sparsity, "dtype": dtype}
+                    keep({**row, **speed(graph, base, options.threads, options.rounds)})
+
+
+def table(rows: Rows, speeds: Rows) -> str:
+    """Perplexity with bytes per weight, a line a pattern, a part for each level, dtype and what is equal."""
+    found = {(row["case"], row["dtype"]): row for row in rows}
+    lines = []
+    for kind, title in (("bytes", "equal bytes per weight"), ("speed", "equal decode speed")):
+        lines += [
+            f"### At {title}",
+            "",
+            "| as 8:16 or 4:16 | stored in | pattern | sparsity | perplexity | bytes per weight read (in the file) |",
+            "|---|---|---|---|---|---|",
+        ]
+        for (pattern, dtype, level, of), case in wanted(speeds).items():
+            row = found.get((case.name, dtype))
+            if of != kind or row is None:
+                continue
+            lines.append(
+                f"| {level} | {dtype} | {pattern} | {case.sparsity:.1%} | {row['perplexity']:.2f} |"
+                f" {row['read_bytes']:.3f} ({row['file_bytes']:.3f}) |"
+            )
+        lines[-1] += "\n"
+    lines += [
+        "### Decode speed, times dense int8",
+        "",
+        "| stored in | pattern | sparsity | speed |",
+    ]
+    lines.append("|---|---|---|---|")
+    for row in speeds:
+        lines.append(
+            f"| {row['dtype']} | {row['pattern']} | {row['sparsity']:.0%} | {row['of_dense_int8']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def read(file: Path, kind: Literal["speed", "accuracy"]) -> Rows:
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a Hugging Face folder")
+    parser.add_argument("--data", required=True, type=Path, help="the folder with wikitext-2/")
+    parser.add_argument("--results", required=True, type=Path, help="JSON lines; added to")
+    parser.add_argument("--speed", action="store_true", help="time graphs; wants a quiet machine")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--windows", type=int, default=WINDOWS)
+    parser.add_argument("--cases", nargs="*", help="patterns, or pattern@sparsity; not given: all")
+    parser.add_argument("--table", type=Path, help="write the Markdown tables here")
+    options = parser.parse_args()
+
+    def keep(kind: str, row: dict[str, Any]) -> None:
+        row = {"kind": kind, **row, "date": datetime.date.today().isoformat()}
+        with options.results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+    speeds = read(options.results, "speed")
+    if options.speed:
+        time_patterns(options, speeds, lambda row: keep("speed", row))
+        return
+    needed: dict[Case, set[str]] = {}
+    for (_, dtype, _, _), case in wanted(speeds).items():
+        needed.setdefault(case, set()).add(dtype)
+    have = {(row["case"], row["dtype"]) for row in read(options.results, "accuracy")}
+    accuracy = None
+    for case, dtypes in needed.items():
+        if options.cases is not None and not {case.name, case.pattern} & set(options.cases):
+            continue
+        left = sorted(dtype for dtype in dtypes if (case.name, dtype) not in have)
+        if left and accuracy is None:
+            accuracy = Accuracy(options.model, options.data, options.samples, options.windows)
+        if left and accuracy is not None:
+            for row in accuracy.run(case, left):
+                keep("accuracy", row)
+    text = table(read(options.results, "accuracy"), speeds)
+    print(text)
+    if options.table:
+        options.table.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

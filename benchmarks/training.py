@@ -1,0 +1,271 @@
+"""Recovery, sparse fine-tuning, losses and overhead of training, each beside its control; it can be stopped.
+
+    python benchmarks/training.py --model DIR --data DIR --results FILE.jsonl --work DIR
+        [--cases NAME ...] [--steps 300] [--bf16] [--again] [--table FILE.md]
+
+The cases are in `training_cases.yaml`. Training also adapts a model to the text's style, so each recovery is compared
+with the dense model after the same steps. A case is measured on 40 windows of 512 tokens of `wikitext-2/dev.txt`, on
+the answers of 64 problems of `gsm8k/dev.jsonl`, and on the text again with W8A8 after it. Checkpoints stay in --work: a
+case that starts from another finds it there, a stopped one goes on from its last saved step, and one whose result is in
+FILE.jsonl is not run again unless `--again` is given. `overhead` times steps of Paring's loop and of a plain Trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from paring import Recipe, Session, apply
+from paring.engine.protocol import measure
+from paring.modifiers import registry
+from paring.pipeline import load_model
+from paring.pipeline.data import training_examples
+from paring.pipeline.examples import collate
+from paring.pipeline.pared import Pared
+from paring.pipeline.train import run_training
+from paring.recipes import DataConfig, TrainingConfig
+
+HERE = Path(__file__).parent
+OVERHEAD = "overhead"
+ROUNDS, TIMED, WARM = 3, 12, 3  # rounds of each loop in turn, steps timed in one, steps before
+
+
+def report(label: str, done: int, total: int, note: str = "") -> None:
+    print(f"  {label} {done}/{total} {note}", file=sys.stderr, flush=True)
+
+
+def perplexities(pared: Pared, options: argparse.Namespace) -> dict[str, float]:
+    """On the development text and on the answers."""
+    tokenizer, model = pared.tokenizer, pared.model.eval()
+
+    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        found = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return found["input_ids"], found["offset_mapping"]
+
+    @torch.inference_mode()
+    def logits(ids: list[int]) -> Any:
+        return model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+
+    text = measure(options.data / "wikitext-2/dev.txt", encode, logits, options.windows)
+    answers = measure(options.data / "gsm8k/dev.jsonl", encode, logits, options.items)
+    return {"text": text.value, "answers": answers.value}
+
+
+def run_case(
+    name: str, case: dict[str, Any], cases: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Apply the case's recipe (what it starts from first), and measure what came out."""
+    began = time.perf_counter()
+    output = folder_of(name, cases, options)
+    result = {
+        "case": name,
+        "steps": options.steps,
+        "seconds": round(time.perf_counter() - began, 1),
+        "threads": torch.get_num_threads(),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    kept = json.loads((output / "report.json").read_text()) if name != "dense" else {}
+    stages = kept.get("stages", [])
+    result["stage_seconds"] = {stage["name"]: stage["seconds"] for stage in stages}
+    logs = [stage["log"] for stage in stages if stage.get("log")]
+    result["last_loss"] = {k: v for k, v in logs[-1][-1].items() if "loss" in k} if logs else {}
+    pared = Pared.load(str(output))
+    result["sparsity"] = kept.get("after", {}).get("sparsity", 0.0)
+    result.update(perplexities(pared, options))
+    quantize = registry()["Quantization"](scheme="W8A8", ignore=["lm_head"])
+    session = Session(pared.model, [quantize], masks=pared.masks, quantization=pared.quantization)
+    session.run_oneshot(torch.zeros(1, 8, dtype=torch.int64))  # dynamic: no calibration needed
+    result["text_w8a8"] = perplexities(pared, options)["text"]
+    return result
+
+
+def folder_of(name: str, cases: dict[str, Any], options: argparse.Namespace) -> Path:
+    """The checkpoint of a case, made now if it isn't there; a finished one is found at once."""
+    if name == "dense":
+        return Path(options.model)
+    case = cases[name]
+    if "same" in case:
+        return folder_of(case["same"], cases, options)
+    base = folder_of(case.get("model", "dense"), cases, options)
+    args = {
+        "text": str(options.data / "wikitext-2/calibration.txt"),
+        "problems": str(options.data / "gsm8k/train.jsonl"),
+        "dense": options.model,
+        "teacher": str(folder_of(case.get("teacher", "dense"), cases, options)),
+        **{key: getattr(options, key) for key in ("steps", "batch_size", "length", "samples")},
+        "bf16": options.bf16,
+    }
+    document = {"version": 1, "model": str(base), "args": args, "stages": case["stages"]}
+    recipe = Recipe.parse(yaml.safe_dump(document), source=name)
+    output = Path(options.work / name)
+    apply(recipe, output=output, evaluate=False, progress=report)
+    return output
+
+
+class _Clock(TrainerCallback):
+    """Seconds of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter() - self.began)
+
+
+def overhead(options: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of a step: a plain Trainer, and Paring's loop with half of the weights held at zero; in turns."""
+    model, tokenizer = load_model(options.model)
+    config = DataConfig(
+        dataset=str(options.data / "wikitext-2/calibration.txt"), length=options.length // 2
+    )
+    examples = training_examples(config, tokenizer)
+    steps = WARM + TIMED
+    training = TrainingConfig(
+        epochs=1000.0,
+        max_steps=steps,
+        batch_size=options.batch_size,
+        learning_rate=1e-6,
+        save_steps=10 * steps,
+    )
+    prune = registry()["MagnitudePruning"](sparsity=0.5, ignore=["lm_head"])
+    once = Session(model, [prune])
+    once.run_oneshot(None)
+    found: dict[str, list[float]] = {"plain": [], "paring": []}
+    for _ in range(ROUNDS):
+        clock = _Clock()
+        arguments = TrainingArguments(
+            output_dir=str(options.work / OVERHEAD / "plain"),
+            max_steps=steps,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=1e-6,
+            use_cpu=True,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+        plain = Trainer(
+            model,
+            arguments,
+            lambda batch: collate(batch, 0),
+            examples,
+            callbacks=[clock],
+        )
+        plain.train()
+        found["plain"] += clock.times[WARM:]
+        hold = registry()["ConstantPruning"](ignore=["lm_head"])
+        once.masks.apply(model)  # the plain loop has filled them
+        session = Session(model, [hold], tokenizer=tokenizer, masks=once.masks)
+        folder = options.work / OVERHEAD / "paring"
+        folder.mkdir(parents=True, exist_ok=True)
+        own: list[float] = []
+
+        def tick(label: str, done: int, total: int, note: str = "", own: Any = own) -> None:
+            own.append(time.perf_counter())
+
+        run_training(session, training, examples, folder, tick)
+        found["paring"] += [b - a for a, b in zip(own[WARM:], own[WARM + 1 :], strict=False)]
+    plain_step, own_step = (statistics.median(found[name]) for name in ("plain", "paring"))
+    return {
+        "case": OVERHEAD,
+        "plain_steps_per_second": 1 / plain_step,
+        "paring_steps_per_second": 1 / own_step,
+        "overhead": own_step / plain_step - 1,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
+    """Markdown: perplexities, ratio to the control, and what was asked for."""
+    lines = [
+        "| case | sparsity | text | answers | + W8A8 | against | ratio | asked | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, case in cases.items():
+        mine = found.get(name)
+        if mine is None:
+            continue
+        control = found.get(case.get("against", ""))
+        ratio = f"{mine[case['by']] / control[case['by']]:.3f}" if control else ""
+        minutes = sum(mine["stage_seconds"].values()) / 60
+        lines.append(
+            f"| {name} | {mine['sparsity']:.0%} | {mine['text']:.2f} | {mine['answers']:.2f}"
+            f" | {mine['text_w8a8'] / mine['text'] - 1:+.1%} | {case.get('against', '')} | {ratio}"
+            f" | {case.get('reach', '')} | {minutes:.0f} |"
+        )
+    if OVERHEAD in found:
+        speed = found[OVERHEAD]
+        lines.append(
+            f"\nSteps per second: plain Trainer {speed['plain_steps_per_second']:.3f}, Paring"
+            f" {speed['paring_steps_per_second']:.3f}; overhead {speed['overhead']:+.1%} (asked: 3 %)."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def parse(cases: dict[str, Any]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="the dense model, a Hugging Face folder")
+    parser.add_argument("--data", required=True, type=Path, help="has wikitext-2/ and gsm8k/")
+    parser.add_argument("--results", required=True, type=Path, help="JSON lines; added to")
+    parser.add_argument("--work", required=True, type=Path, help="checkpoints are kept here")
+    parser.add_argument("--cases", nargs="*", help="names; not given: all")
+    parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512, help="calibration; training has half")
+    parser.add_argument("--samples", type=int, default=64, help="of calibration")
+    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--items", type=int, default=64)
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--table", type=Path, help="write the Markdown table here")
+    options = parser.parse_args()
+    names = [*cases, OVERHEAD]
+    for name in options.cases or names:
+        if name not in names:
+            parser.error(f"{name}: no such case; there are {', '.join(names)}")
+    options.cases = options.cases or names
+    return options
+
+
+def main() -> None:
+    cases = yaml.safe_load((HERE / "training_cases.yaml").read_text())
+    options = parse({name: case or {} for name, case in cases.items()})
+    for name in options.cases:
+        lines = options.results.read_text().splitlines() if options.results.exists() else []
+        if not options.again and name in {json.loads(line)["case"] for line in lines}:
+            continue
+        own = name != OVERHEAD
+        result = run_case(name, cases[name], cases, options) if own else overhead(options)
+        result["date"] = datetime.date.today().isoformat()
+        with options.results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    text = table(cases, {row["case"]: row for row in map(json.loads, lines)})
+    print(text)
+    if options.table:
+        options.table.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The mask structures that ship with Paring, one kind a file."""

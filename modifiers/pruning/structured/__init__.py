@@ -1,0 +1,1 @@
+"""Removing whole heads and channels, so that the dense model is smaller."""

@@ -1,0 +1,1 @@
+"""Training a block to give what it gave before it was compressed."""

@@ -1,0 +1,70 @@
+"""What GPTQ makes is written, read back by `transformers`, and run by the engine as the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from paring.engine import Engine
+from paring.engine.graph import Matrix
+from paring.engine.graph_file import read_graph
+from paring.engine.storage import unpack, unpack_mask
+from paring.modifiers import registry
+from paring.pipeline.apply import apply
+from paring.recipes import DataConfig, Recipe, Stage
+
+TOKENS = [(7 * i) % 50 for i in range(40)]
+SCHEMES: list[dict[str, Any]] = [
+    {"scheme": "W8A8"},
+    {"scheme": "W8A8", "dynamic": False, "input_observer": "mse"},
+    {"scheme": "W4A16", "group_size": 32, "observer": "mse"},
+    {"scheme": "W4A8", "group_size": 32, "actorder": None},
+]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("settings", SCHEMES, ids=lambda s: "-".join(map(str, s.values())))
+def test_the_engine_runs_what_gptq_made(
+    pico: Path, corpus: Path, tmp_path: Path, settings: dict[str, Any], sparse: bool
+) -> None:
+    known = registry()
+    modifiers = [known["GPTQ"](ignore=["lm_head"], **settings)]
+    if sparse:
+        modifiers.insert(0, known["SparseGPT"](sparsity=0.5, ignore=["lm_head"]))
+    data = DataConfig(dataset=str(corpus / "train.txt"), length=32, samples=8)
+    stage = Stage(run="oneshot", data=data, modifiers=modifiers)
+    recipe = Recipe(model=str(pico), stages=[stage])
+    pared = apply(recipe, output=tmp_path / "out", evaluate=False).pared
+    assert pared is not None
+    tokens = torch.tensor([TOKENS])
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.inference_mode():
+        expected = pared.model(tokens).logits[0]
+        read_back = stored(tokens).logits[0]
+    assert (read_back - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+    graph = read_graph(tmp_path / "out" / "graph")
+    for name, layer in pared.quantization.items():
+        matrix = graph.tensors[f"{name}.weight"]
+        parts = graph.parts(f"{name}.weight")
+        assert isinstance(matrix, Matrix)
+        assert matrix.dtype == ("i8" if layer.weight_bits == 8 else "i4")
+        integers = layer.quantized_weight.numpy()
+        np.testing.assert_array_equal(unpack(matrix, parts), integers)
+        np.testing.assert_array_equal(parts["scales"], layer.scale.numpy())
+        if matrix.storage == "bitmask":
+            assert sparse
+            held = unpack_mask(parts["mask"], matrix.shape[1])
+            np.testing.assert_array_equal(held, pared.masks[f"{name}.weight"].numpy())
+    with Engine(graph, threads=1, cache="f32") as engine:
+        logits = engine.logits(TOKENS)
+    difference = np.linalg.norm(logits - expected.numpy(), axis=1)
+    difference /= np.linalg.norm(expected.numpy(), axis=1)
+    # Sums in another order may take another integer where an activation is halfway between two, and then one more in
+    # every layer and token after that.
+    assert np.median(difference) < (1e-3 if settings["scheme"] == "W4A16" else 3e-2)
