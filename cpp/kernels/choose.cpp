@@ -19,6 +19,7 @@ struct Density {
     double masked;       // 16x16 tiles that i8_n16 stores masks of
     double pairs;        // weights kept of row 2i or 2i + 1, both counted
     double columns;      // weights of columns with anything kept of 16 rows
+    double groups;       // of columns, which i8_columns and i4_columns fill up with 1.5 or 3.5 columns on average
     uint32_t of4, of16;  // most weights kept of 4 and of 16 consecutive ones
 };
 
@@ -59,6 +60,8 @@ Density density(const MatrixSource& s) {
     d.masked = static_cast<double>(masked) / units;
     d.pairs = static_cast<double>(pairs) / units;
     d.columns = static_cast<double>(columns) / units;
+    const int32_t group = s.group == 0 && s.mode == InputMode::int16 ? 64 : s.group;
+    d.groups = group == 0 ? 0 : 64.0 / group;
     return d;
 }
 
@@ -88,8 +91,8 @@ double bytes_of(Layout layout, const Density& d) {
         case Layout::i4_n16: return 0.25 + 32 * d.masked + d.windows / 2;
         case Layout::i8_pairs: return 4 + d.pairs;
         case Layout::i4_pairs: return 4 + d.pairs / 2;
-        case Layout::i8_columns: return 0.75 + d.columns;
-        case Layout::i4_columns: return 0.75 + d.columns / 2;
+        case Layout::i8_columns: return 0.75 + d.columns + 1.5 * d.groups;
+        case Layout::i4_columns: return 0.75 + (d.columns + 3.5 * d.groups) / 2;
         case Layout::count: break;
     }
     return 0;
