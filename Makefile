@@ -11,7 +11,7 @@ INSTALLED := .venv/installed
 ROOMS := cli engine modifiers pipeline recipes zoo
 DEMO := out/smollm2-sparse50-w8a8
 
-.PHONY: demo test build lint types clean
+.PHONY: demo test test-elsewhere build lint types clean
 
 # A finished run is not repeated: `recipe apply` shows what it found.
 demo: build
@@ -20,6 +20,10 @@ demo: build
 
 test: build lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Minutes: kernel rows for Arm under qemu, and all rows of this machine under sanitizers.
+test-elsewhere: build
+	PARING_SLOW_TESTS=1 $(BIN)/python -m pytest -rs tests/engine/test_kernels_elsewhere.py
 
 build: $(INSTALLED)
 	$(BIN)/python setup.py -q build_ext --inplace

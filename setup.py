@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ INSTRUCTION_SETS = {
     "avx512_vbmi2": ("__x86_64__", (*AVX512, "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2")),
     "avxvnni": ("__x86_64__", (*AVX2, "-mavxvnni")),
     "neon": ("__aarch64__", ()),
+    "neon_dotprod": ("__aarch64__", ("-march=armv8.2-a+dotprod",)),
 }
 
 
@@ -50,6 +52,16 @@ def instruction_set(source: str) -> str | None:
     stem = Path(source).stem
     fitting = [name for name in INSTRUCTION_SETS if stem.endswith("_" + name)]
     return max(fitting, key=len, default=None)
+
+
+def up_to_date(target: Path, sources: list[str]) -> bool:
+    """Whether an object is newer than the sources and the headers the compiler listed for it."""
+    listed = target.with_suffix(".d")  # a rule for make: "object: source header \\ header"
+    if not (target.exists() and listed.exists()):
+        return False
+    read = shlex.split(listed.read_text().replace("\\\n", " ").partition(": ")[2])
+    made = target.stat().st_mtime
+    return all(os.path.exists(path) and os.path.getmtime(path) < made for path in [*sources, *read])
 
 
 class BuildModules(build_py):
@@ -94,21 +106,20 @@ class BuildKernels(build_ext):
         return subprocess.run(probe, input=text, text=True, capture_output=True).returncode == 0
 
     def compile_source(self, ext: Extension, source: str) -> str:
-        """Object file of a source, compiled unless a newer one of the same command exists."""
+        """Object file of a source, compiled unless it is newer than all that was read for it."""
         name = instruction_set(source)
         flags = [*BASELINE, *SYMBOLS, *WARNINGS, *(INSTRUCTION_SETS[name][1] if name else ())]
         command = [*self.compiler.compiler_so_cxx, *flags, repr(ext.define_macros)]
         # One folder per command line: changed flags or variables never meet old objects.
         folder = Path(self.build_temp, hashlib.sha256(repr(command).encode()).hexdigest()[:12])
         (target,) = self.compiler.object_filenames([source], output_dir=str(folder))
-        newest = max(os.path.getmtime(path) for path in [source, *ext.depends])
-        if self.force or not os.path.exists(target) or os.path.getmtime(target) <= newest:
+        if self.force or not up_to_date(Path(target), [source, *ext.depends]):
             self.compiler.compile(
                 [source],
                 output_dir=str(folder),
                 macros=ext.define_macros,
                 include_dirs=ext.include_dirs,
-                extra_postargs=flags,
+                extra_postargs=[*flags, "-MMD"],
                 depends=ext.depends,
             )
         return target
@@ -142,7 +153,7 @@ setup(
         Extension(
             "paring.engine._core",
             sources=files(".cpp"),
-            depends=[*files(".h", ".hpp", ".inc"), "setup.py"],
+            depends=["setup.py"],
             include_dirs=["cpp", pybind11.get_include()],
             language="c++",
         )

@@ -14,6 +14,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "dispatch.h"
 #include "kernels/packed.h"
 
@@ -26,9 +30,13 @@ using namespace kernels;
 using Memory = std::unique_ptr<void, decltype(&std::free)>;
 
 Memory aligned(size_t bytes) {
-    Memory memory(std::aligned_alloc(kAlignment, round_up(bytes + 1, kAlignment)), std::free);
+    const size_t unit = size_t{2} << 20, size = round_up(bytes + 1, unit);
+    Memory memory(std::aligned_alloc(unit, size), std::free);
     if (!memory) throw std::bad_alloc();
-    std::memset(memory.get(), 0, round_up(bytes + 1, kAlignment));
+#if defined(MADV_HUGEPAGE)
+    madvise(memory.get(), size, MADV_HUGEPAGE);  // as packed weights have: a probe without them reads less
+#endif
+    std::memset(memory.get(), 0, size);
     return memory;
 }
 
@@ -82,6 +90,8 @@ std::vector<double> time_linear(const std::string& name, const std::vector<const
     });
 }
 
+constexpr size_t kAhead = 192;  // words prefetched ahead, as the kernels do
+
 // Each pass reads `bytes` of memory once, shared among the threads.
 std::vector<double> time_reading(size_t bytes, int threads, int passes) {
     const size_t share = bytes / static_cast<size_t>(threads) / 256 * 32;
@@ -93,8 +103,10 @@ std::vector<double> time_reading(size_t bytes, int threads, int passes) {
     return timed(threads, passes, [&](int thread) {
         const uint64_t* at = data + share * static_cast<size_t>(thread);
         uint64_t sums[32] = {};
-        for (size_t i = 0; i < share; i += 32)
+        for (size_t i = 0; i < share; i += 32) {
+            for (size_t line = 0; line < 32; line += 8) __builtin_prefetch(at + i + kAhead + line);
             for (size_t lane = 0; lane < 32; ++lane) sums[lane] += at[i + lane];
+        }
         for (uint64_t sum : sums) sink += sum;
     });
 }

@@ -2,6 +2,10 @@
 
 #include <stdexcept>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "kernels/rows.h"
 
 namespace paring {
@@ -10,42 +14,72 @@ namespace {
 using namespace kernels;
 
 constexpr uint32_t kRowAvx2 = kAvx2 | kFma | kF16c;
-constexpr uint32_t kRowVnni = kRowAvx2 | kAvx512 | kAvx512Vnni;
+constexpr uint32_t kRowAvx512 = kRowAvx2 | kAvx512;
+constexpr uint32_t kRowVnni = kRowAvx512 | kAvx512Vnni;
 
 // Plainest first; every row names one function per layout, in the order of Layout, then its cycles. A row of an
-// instruction set that the compiler could not build is absent (setup.py defines PARING_HAVE_*). The cycles were
-// measured on Zen 5 with 512 x 576 matrices in its L2 cache.
+// instruction set that the compiler could not build is absent (setup.py defines PARING_HAVE_*). The cycles are
+// the least measured on Zen 5 with 512 x 576 matrices in its L2 cache, `columns` at 70 %, int4 with 8-bit inputs.
+#define PARING_FLOATS(isa) run_f32_dense_##isa, run_f16_dense_##isa, run_f32_bitmask_##isa
+#define PARING_INTEGERS(layout, isa) run_i8_##layout##_##isa, run_i4_##layout##_##isa
+#define PARING_REFERENCE run_integers_reference, run_integers_reference
+
 constexpr KernelRow kRows[] = {
     {"reference",
      0,
      quantize_reference,
-     {run_floats_reference, run_floats_reference, run_floats_reference, run_integers_reference, run_integers_reference,
-      run_integers_reference, run_integers_reference, run_integers_reference, run_integers_reference},
+     {run_floats_reference, run_floats_reference, run_floats_reference, PARING_REFERENCE, PARING_REFERENCE,
+      PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE},
      {}},
 #if defined(PARING_HAVE_AVX2)
     {"avx2",
      kRowAvx2,
      quantize_avx2,
-     {run_f32_dense_avx2, run_f16_dense_avx2, run_f32_bitmask_avx2, run_i8_dense_avx2, run_i4_dense_avx2,
-      run_i8_bitmask_avx2, run_i4_bitmask_avx2, run_i8_block4_avx2, run_i4_block4_avx2},
-     {15.0F, 15.0F, 17.0F, 4.3F, 6.6F, 12.9F, 33.0F, 7.4F, 11.3F}},
+     {PARING_FLOATS(avx2), PARING_INTEGERS(dense, avx2), PARING_INTEGERS(bitmask, avx2), PARING_INTEGERS(block4, avx2),
+      PARING_INTEGERS(2of4, avx2), PARING_INTEGERS(4of16, avx2), PARING_INTEGERS(n16, avx2),
+      PARING_INTEGERS(pairs, avx2), PARING_INTEGERS(columns, avx2)},
+     {15.0F, 15.0F, 17.0F, 4.2F, 6.2F, 12.0F, 20.0F, 7.1F, 10.9F, 4.1F, 3.1F, 1.9F, 1.5F, 18.7F, 20.5F,
+      11.0F, 15.0F, 4.8F, 5.9F}},
+#endif
+#if defined(PARING_HAVE_AVX512)
+    {"avx512",
+     kRowAvx512,
+     quantize_avx512,
+     {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512), PARING_INTEGERS(bitmask, avx512),
+      PARING_INTEGERS(block4, avx512), PARING_INTEGERS(2of4, avx512), PARING_INTEGERS(4of16, avx512),
+      PARING_INTEGERS(n16, avx512), PARING_INTEGERS(pairs, avx512), PARING_INTEGERS(columns, avx512)},
+     {8.5F, 8.0F, 14.0F, 2.4F, 1.7F, 9.7F, 13.0F, 3.8F, 4.2F, 2.1F, 1.7F, 1.2F, 1.2F, 9.3F, 8.7F,
+      8.6F, 9.5F, 3.3F, 3.9F}},
 #endif
 #if defined(PARING_HAVE_AVX512_VNNI) && defined(PARING_HAVE_AVX512)
     {"avx512_vnni",
      kRowVnni,
      quantize_avx512,
-     {run_f32_dense_avx512, run_f16_dense_avx512, run_f32_bitmask_avx512, run_i8_dense_avx512_vnni,
-      run_i4_dense_avx512_vnni, run_i8_bitmask_avx512_vnni, run_i4_bitmask_avx512_vnni, run_i8_block4_avx512_vnni,
-      run_i4_block4_avx512_vnni},
-     {8.5F, 8.0F, 14.0F, 1.7F, 1.6F, 13.8F, 27.0F, 3.3F, 4.2F}},
+     {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512_vnni), PARING_INTEGERS(bitmask, avx512_vnni),
+      PARING_INTEGERS(block4, avx512_vnni), PARING_INTEGERS(2of4, avx512_vnni), PARING_INTEGERS(4of16, avx512_vnni),
+      PARING_INTEGERS(n16, avx512_vnni), PARING_INTEGERS(pairs, avx512_vnni), PARING_INTEGERS(columns, avx512_vnni)},
+     {8.5F, 8.0F, 14.0F, 1.5F, 1.4F, 7.2F, 12.0F, 2.9F, 3.6F, 0.9F, 1.2F, 0.7F, 1.0F, 6.6F, 7.4F,
+      6.1F, 8.5F, 3.2F, 3.7F}},
 #if defined(PARING_HAVE_AVX512_VBMI2)
     {"avx512_vbmi2",
      kRowVnni | kAvx512Vbmi2,
      quantize_avx512,
-     {run_f32_dense_avx512, run_f16_dense_avx512, run_f32_bitmask_avx512, run_i8_dense_avx512_vnni,
-      run_i4_dense_avx512_vnni, run_i8_bitmask_avx512_vbmi2, run_i4_bitmask_avx512_vbmi2, run_i8_block4_avx512_vnni,
-      run_i4_block4_avx512_vnni},
-     {8.5F, 8.0F, 14.0F, 1.7F, 1.6F, 3.4F, 4.1F, 3.3F, 4.2F}},
+     {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512_vnni), PARING_INTEGERS(bitmask, avx512_vbmi2),
+      PARING_INTEGERS(block4, avx512_vnni), PARING_INTEGERS(2of4, avx512_vnni), PARING_INTEGERS(4of16, avx512_vnni),
+      PARING_INTEGERS(n16, avx512_vbmi2), PARING_INTEGERS(pairs, avx512_vbmi2), PARING_INTEGERS(columns, avx512_vbmi2)},
+     {8.5F, 8.0F, 14.0F, 1.5F, 1.4F, 3.0F, 3.5F, 2.9F, 3.6F, 0.9F, 1.2F, 0.7F, 1.0F, 2.7F, 2.9F,
+      2.7F, 3.2F, 1.5F, 3.0F}},
+#endif
+#endif
+#if defined(PARING_HAVE_NEON)
+#define PARING_NEON(isa) \
+    {PARING_FLOATS(neon), PARING_INTEGERS(dense, isa), PARING_INTEGERS(bitmask, isa), PARING_INTEGERS(block4, isa), \
+     PARING_INTEGERS(2of4, isa), PARING_INTEGERS(4of16, isa), PARING_INTEGERS(n16, isa), PARING_INTEGERS(pairs, isa), \
+     PARING_INTEGERS(columns, isa)}
+    // No machine to measure these on: only bytes count.
+    {"neon", kNeon, quantize_neon, PARING_NEON(neon), {}},
+#if defined(PARING_HAVE_NEON_DOTPROD)
+    {"neon_dotprod", kNeon | kDotprod, quantize_neon, PARING_NEON(neon_dotprod), {}},
 #endif
 #endif
 };
@@ -64,6 +98,12 @@ uint32_t detect() {
     if (avx512) found |= kAvx512;
     if (avx512 && __builtin_cpu_supports("avx512vnni")) found |= kAvx512Vnni;
     if (avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2")) found |= kAvx512Vbmi2;
+#elif defined(__aarch64__)
+    found |= kNeon;  // part of the architecture
+#if defined(__linux__)
+    constexpr unsigned long dot_products = 1UL << 20;  // HWCAP_ASIMDDP
+    if (getauxval(AT_HWCAP) & dot_products) found |= kDotprod;
+#endif
 #endif
     return found;
 }

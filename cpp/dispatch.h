@@ -17,9 +17,11 @@ enum Feature : uint32_t {
     kAvx512 = 1u << 3,  // F, BW, DQ, VL
     kAvx512Vnni = 1u << 4,
     kAvx512Vbmi2 = 1u << 5,  // and VBMI
+    kNeon = 1u << 6,
+    kDotprod = 1u << 7,
 };
 
-// What this CPU and its operating system support (0 elsewhere than on x86-64).
+// What this CPU and its operating system support (0 elsewhere than on x86-64 and Arm).
 uint32_t cpu_features();
 
 // Rows from plainest to best; row 0 is `reference` and runs everywhere.

@@ -14,37 +14,97 @@ DType: TypeAlias = Literal["f32", "i8", "i4"]
 BYTES_PER_CYCLE = 5.0  # what one core gets from memory when all cores read
 CROWDING = 20.0  # bytes that cost a cycle even where cycles bind
 
+# Of layouts that cost the same, the first is chosen.
+ORDER = [
+    *("f32_dense", "f32_bitmask"),
+    *(
+        f"{dtype}_{kind}"
+        for dtype in ("i8", "i4")
+        for kind in ("dense", "4of16", "2of4", "n16", "columns", "pairs", "bitmask", "block4")
+    ),
+]
+
 # Cycles for 64 weights, measured on Zen 5 in its L2 cache.
 CYCLES: dict[str, dict[str, float]] = {
     "avx2": {
         "f32_dense": 15.0,
         "f32_bitmask": 17.0,
-        "i8_dense": 4.3,
-        "i4_dense": 6.6,
-        "i8_bitmask": 12.9,
-        "i4_bitmask": 33.0,
-        "i8_block4": 7.4,
-        "i4_block4": 11.3,
+        "i8_dense": 4.2,
+        "i4_dense": 6.2,
+        "i8_bitmask": 12.0,
+        "i4_bitmask": 20.0,
+        "i8_block4": 7.1,
+        "i4_block4": 10.9,
+        "i8_2of4": 4.1,
+        "i4_2of4": 3.1,
+        "i8_4of16": 1.9,
+        "i4_4of16": 1.5,
+        "i8_n16": 18.7,
+        "i4_n16": 20.5,
+        "i8_pairs": 11.0,
+        "i4_pairs": 15.0,
+        "i8_columns": 4.8,
+        "i4_columns": 5.9,
+    },
+    "avx512": {
+        "f32_dense": 8.5,
+        "f32_bitmask": 14.0,
+        "i8_dense": 2.4,
+        "i4_dense": 1.7,
+        "i8_bitmask": 9.7,
+        "i4_bitmask": 13.0,
+        "i8_block4": 3.8,
+        "i4_block4": 4.2,
+        "i8_2of4": 2.1,
+        "i4_2of4": 1.7,
+        "i8_4of16": 1.2,
+        "i4_4of16": 1.2,
+        "i8_n16": 9.3,
+        "i4_n16": 8.7,
+        "i8_pairs": 8.6,
+        "i4_pairs": 9.5,
+        "i8_columns": 3.3,
+        "i4_columns": 3.9,
     },
     "avx512_vnni": {
         "f32_dense": 8.5,
         "f32_bitmask": 14.0,
-        "i8_dense": 1.7,
-        "i4_dense": 1.6,
-        "i8_bitmask": 13.8,
-        "i4_bitmask": 27.0,
-        "i8_block4": 3.3,
-        "i4_block4": 4.2,
+        "i8_dense": 1.5,
+        "i4_dense": 1.4,
+        "i8_bitmask": 7.2,
+        "i4_bitmask": 12.0,
+        "i8_block4": 2.9,
+        "i4_block4": 3.6,
+        "i8_2of4": 0.9,
+        "i4_2of4": 1.2,
+        "i8_4of16": 0.7,
+        "i4_4of16": 1.0,
+        "i8_n16": 6.6,
+        "i4_n16": 7.4,
+        "i8_pairs": 6.1,
+        "i4_pairs": 8.5,
+        "i8_columns": 3.2,
+        "i4_columns": 3.7,
     },
     "avx512_vbmi2": {
         "f32_dense": 8.5,
         "f32_bitmask": 14.0,
-        "i8_dense": 1.7,
-        "i4_dense": 1.6,
-        "i8_bitmask": 3.4,
-        "i4_bitmask": 4.1,
-        "i8_block4": 3.3,
-        "i4_block4": 4.2,
+        "i8_dense": 1.5,
+        "i4_dense": 1.4,
+        "i8_bitmask": 3.0,
+        "i4_bitmask": 3.5,
+        "i8_block4": 2.9,
+        "i4_block4": 3.6,
+        "i8_2of4": 0.9,
+        "i4_2of4": 1.2,
+        "i8_4of16": 0.7,
+        "i4_4of16": 1.0,
+        "i8_n16": 2.7,
+        "i4_n16": 2.9,
+        "i8_pairs": 2.7,
+        "i4_pairs": 3.2,
+        "i8_columns": 1.5,
+        "i4_columns": 3.0,
     },
 }
 
@@ -60,14 +120,25 @@ class Cost:
     """Cycles until the next: those of memory or of decoding, whichever binds. Only ratios mean much."""
 
 
-def cost(dtype: DType, weights: float, blocks: float, kernels: str = "avx512_vbmi2") -> Cost:
+def cost(
+    dtype: DType,
+    weights: float,
+    blocks: float,
+    kernels: str = "avx512_vbmi2",
+    pattern: str = "unstructured",
+    group: int = 0,
+) -> Cost:
     """The cheapest layout of a matrix and its cost, without scales.
 
-    weights: the fraction of weights kept; blocks: the fraction of 1x4 blocks with any kept; kernels: the kernel row.
+    weights: the fraction of weights kept; blocks: the fraction of 1x4 blocks with any kept; kernels: the kernel row;
+    pattern: what else is known of the mask; group: columns that share a scale, 0 for a row. Rows that no pattern ties
+    together are taken to be independent.
     """
     sizes = _sizes(dtype, 64 * weights, 16 * blocks)
+    sizes |= _even_sizes(dtype, weights, pattern, 64 / group if group else 0.0)
     found = []
-    for layout, size in sizes.items():
+    for layout in sorted(sizes, key=ORDER.index):
+        size = sizes[layout]
         cycles = max(size / BYTES_PER_CYCLE, CYCLES[kernels][layout]) + size / CROWDING
         found.append(Cost(layout, size / 64, cycles / 64))
     return min(found, key=lambda one: one.cycles)
@@ -86,3 +157,25 @@ def _sizes(dtype: DType, weights: float, blocks: float) -> dict[str, float]:
     if dtype == "i8":
         return {"i8_dense": 64, "i8_bitmask": 8 + weights, "i8_block4": 2 + 4 * blocks}
     return {"i4_dense": 32, "i4_bitmask": 8.25 + weights / 2, "i4_block4": 2 + 2 * blocks}
+
+
+def _even_sizes(dtype: DType, weights: float, pattern: str, groups: float) -> dict[str, float]:
+    """Bytes of 64 weights in the layouts of shared masks, and of windows if the pattern fills those evenly."""
+    if dtype == "f32":
+        return {}
+    value = 64.0 if dtype == "i8" else 32.0  # of 64 weights
+    pairs = weights if pattern in ("2x1", "16x1") else 1 - (1 - weights) ** 2
+    rows = {"2x1": 8, "16x1": 1}.get(pattern, 16)  # independent ones of 16
+    columns = 1 - (1 - weights) ** rows
+    fill = (1.5 if dtype == "i8" else 3.5) * groups  # zero weights that end a group
+    sizes = {
+        f"{dtype}_pairs": 4 + value * pairs,
+        f"{dtype}_columns": 0.75 + value * columns + value / 64 * fill,
+    }
+    if pattern == "2:4":
+        sizes[f"{dtype}_2of4"] = 8 + value / 2
+    if pattern == "4:16":
+        sizes[f"{dtype}_4of16"] = 8 + value / 4
+    if pattern in ("4:16", "8:16", "12:16", "n:16"):
+        sizes[f"{dtype}_n16"] = 8.25 + value * weights
+    return sizes

@@ -11,20 +11,65 @@ namespace {
 // on, 11 of 22 at 2.5 GHz on Cascade Lake. The choice only depends on it near the break-even sparsities.
 constexpr double kBytesPerCycle = 5.0;
 
-// Kept weights and 1x4 blocks with anything kept, both per 64 weights.
+// What of a matrix is kept, per 64 weights, and how evenly.
 struct Density {
-    double weights, blocks;
+    double weights;      // kept weights
+    double blocks;       // 1x4 blocks with anything kept
+    double windows;      // weights that i8_n16 stores
+    double masked;       // 16x16 tiles that i8_n16 stores masks of
+    double pairs;        // weights kept of row 2i or 2i + 1, both counted
+    double columns;      // weights of columns with anything kept of 16 rows
+    double groups;       // of columns, which i8_columns and i4_columns fill up with 1.5 or 3.5 columns on average
+    uint32_t of4, of16;  // most weights kept of 4 and of 16 consecutive ones
 };
 
 Density density(const MatrixSource& s) {
     const size_t row = (static_cast<size_t>(s.k) + 7) / 8;
-    size_t weights = 0, blocks = 0;
-    for (size_t i = 0; i < static_cast<size_t>(s.n) * row; ++i) {
-        weights += static_cast<size_t>(__builtin_popcount(s.mask[i]));
-        blocks += static_cast<size_t>(((s.mask[i] & 15) != 0) + (s.mask[i] >> 4 != 0));
-    }
+    const auto bits = [&](size_t r, size_t i) { return uint32_t{i < row ? s.mask[r * row + i] : uint8_t{0}}; };
+    size_t weights = 0, blocks = 0, windows = 0, masked = 0, pairs = 0, columns = 0;
+    Density d{};
+    for (size_t p = 0; p < static_cast<size_t>(s.n); p += kPanelRows)
+        for (size_t i = 0; i < row; i += 2) {
+            uint32_t most = 0, above = 0, any = 0;
+            for (size_t r = p; r < p + kPanelRows && r < static_cast<size_t>(s.n); ++r) {
+                const uint32_t mask = bits(r, i) | bits(r, i + 1) << 8;
+                for (uint32_t left = mask; left != 0; left >>= 4) {
+                    const auto kept = static_cast<uint32_t>(__builtin_popcount(left & 15));
+                    blocks += kept != 0;
+                    d.of4 = std::max(d.of4, kept);
+                }
+                const auto kept = static_cast<uint32_t>(__builtin_popcount(mask));
+                weights += kept;
+                // An even row counts when its odd one comes; the last row may have none.
+                if ((r - p) % 2 == 1 || r + 1 == static_cast<size_t>(s.n))
+                    pairs += 2 * static_cast<size_t>(__builtin_popcount(mask | above));
+                above = (r - p) % 2 == 0 ? mask : 0;
+                any |= mask;
+                most = std::max(most, kept);
+            }
+            const size_t count = round_up(most, 4);
+            windows += 16 * count;
+            masked += count % 16 != 0;
+            columns += 16 * static_cast<size_t>(__builtin_popcount(any));
+            d.of16 = std::max(d.of16, most);
+        }
     const double units = static_cast<double>(s.n) * s.k / 64;
-    return {static_cast<double>(weights) / units, static_cast<double>(blocks) / units};
+    d.weights = static_cast<double>(weights) / units;
+    d.blocks = static_cast<double>(blocks) / units;
+    d.windows = static_cast<double>(windows) / units;
+    d.masked = static_cast<double>(masked) / units;
+    d.pairs = static_cast<double>(pairs) / units;
+    d.columns = static_cast<double>(columns) / units;
+    const int32_t group = s.group == 0 && s.mode == InputMode::int16 ? 64 : s.group;
+    d.groups = group == 0 ? 0 : 64.0 / group;
+    return d;
+}
+
+// Whether a layout can hold the matrix at all.
+bool fits(Layout layout, const Density& d) {
+    if (layout == Layout::i8_2of4 || layout == Layout::i4_2of4) return d.of4 <= 2;
+    if (layout == Layout::i8_4of16 || layout == Layout::i4_4of16) return d.of16 <= 4;
+    return true;
 }
 
 double bytes_of(Layout layout, const Density& d) {
@@ -38,6 +83,16 @@ double bytes_of(Layout layout, const Density& d) {
         case Layout::i4_bitmask: return 8.25 + d.weights / 2;
         case Layout::i8_block4: return 2 + 4 * d.blocks;
         case Layout::i4_block4: return 2 + 2 * d.blocks;
+        case Layout::i8_2of4: return 40;
+        case Layout::i4_2of4: return 24;
+        case Layout::i8_4of16: return 24;
+        case Layout::i4_4of16: return 16;
+        case Layout::i8_n16: return 0.25 + 32 * d.masked + d.windows;
+        case Layout::i4_n16: return 0.25 + 32 * d.masked + d.windows / 2;
+        case Layout::i8_pairs: return 4 + d.pairs;
+        case Layout::i4_pairs: return 4 + d.pairs / 2;
+        case Layout::i8_columns: return 0.75 + d.columns + 1.5 * d.groups;
+        case Layout::i4_columns: return 0.75 + (d.columns + 3.5 * d.groups) / 2;
         case Layout::count: break;
     }
     return 0;
@@ -47,7 +102,7 @@ Layout cheapest(const KernelRow& row, const Density& d, std::initializer_list<La
     Layout best = Layout::count;
     double best_cost = 0;
     for (const Layout layout : layouts) {
-        if (row.run[static_cast<size_t>(layout)] == nullptr) continue;
+        if (row.run[static_cast<size_t>(layout)] == nullptr || !fits(layout, d)) continue;
         const double bytes = bytes_of(layout, d);
         // Bytes count a little even where cycles bind: they crowd the caches and slow the other threads.
         const double cycles = double{row.cycles[static_cast<size_t>(layout)]};
@@ -67,8 +122,11 @@ Layout choose_layout(const KernelRow& row, const MatrixSource& s) {
         return s.dtype == DType::f32 ? Layout::f32_dense : s.dtype == DType::i8 ? Layout::i8_dense : Layout::i4_dense;
     const Density d = density(s);
     if (s.dtype == DType::f32) return cheapest(row, d, {Layout::f32_dense, Layout::f32_bitmask});
-    if (s.dtype == DType::i8) return cheapest(row, d, {Layout::i8_dense, Layout::i8_bitmask, Layout::i8_block4});
-    return cheapest(row, d, {Layout::i4_dense, Layout::i4_bitmask, Layout::i4_block4});
+    if (s.dtype == DType::i8)
+        return cheapest(row, d, {Layout::i8_dense, Layout::i8_4of16, Layout::i8_2of4, Layout::i8_n16,
+                                 Layout::i8_columns, Layout::i8_pairs, Layout::i8_bitmask, Layout::i8_block4});
+    return cheapest(row, d, {Layout::i4_dense, Layout::i4_4of16, Layout::i4_2of4, Layout::i4_n16,
+                             Layout::i4_columns, Layout::i4_pairs, Layout::i4_bitmask, Layout::i4_block4});
 }
 
 }  // namespace paring::kernels

@@ -73,6 +73,46 @@ void decode_block4(const uint8_t* body, size_t columns, bool nibbles, int8_t* we
     }
 }
 
+void decode_pairs(const uint8_t* body, size_t columns, bool nibbles, int8_t* weights) {
+    ChunkReader<uint64_t> chunks{body};
+    for (size_t j = 0; j < columns; j += 8) {
+        const uint64_t mask = chunks.next();
+        const auto kept = static_cast<size_t>(__builtin_popcountll(mask));
+        size_t count = 0;
+        for (size_t i = 0; i < 64; ++i) {
+            int even = 0, odd = 0;
+            if (mask >> i & 1) {
+                even = nibbles ? (chunks.at[count] & 15) - 8 : chunks.at[count] - 128;
+                odd = nibbles ? (chunks.at[count] >> 4) - 8 : chunks.at[kept + count] - 128;
+                ++count;
+            }
+            int8_t* to = weights + i / 8 * 2 * columns + j + i % 8;
+            to[0] = static_cast<int8_t>(even);
+            to[columns] = static_cast<int8_t>(odd);
+        }
+        chunks.at += nibbles ? kept : 2 * kept;
+    }
+}
+
+void decode_columns(const uint8_t* masks, size_t columns, int32_t group, bool nibbles, int8_t* weights) {
+    const uint8_t* blocks = masks + round_up((columns + 31) / 32 * 4, kAlignment);
+    const size_t span = group == 0 ? columns : static_cast<size_t>(group), step = nibbles ? 8 : 4;
+    std::memset(weights, 0, columns * 16);
+    for (size_t first = 0; first < columns; first += span) {
+        size_t count = 0;
+        for (size_t j = first; j < first + span && j < columns; ++j) {
+            if (!(masks[j / 8] >> (j % 8) & 1)) continue;
+            for (size_t r = 0; r < 16; ++r) {
+                const uint8_t byte = blocks[count / step * 64 + 4 * r + count % 4];
+                const int nibble = count % step < 4 ? byte & 15 : byte >> 4;
+                weights[r * columns + j] = static_cast<int8_t>(nibbles ? nibble - 8 : byte - 128);
+            }
+            ++count;
+        }
+        blocks += (count + step - 1) / step * 64;
+    }
+}
+
 void decode_f32_bitmask(const uint8_t* body, size_t k, float* weights) {
     ChunkReader<uint16_t> chunks{body};
     for (size_t j = 0; j < k; ++j) {
@@ -113,7 +153,11 @@ void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights) {
         case Layout::i4_bitmask: return decode_bitmask(body, columns, true, weights);
         case Layout::i8_block4: return decode_block4(body, columns, false, weights);
         case Layout::i4_block4: return decode_block4(body, columns, true, weights);
-        default: return;  // float layouts: decode_floats
+        case Layout::i8_pairs: return decode_pairs(body, columns, false, weights);
+        case Layout::i4_pairs: return decode_pairs(body, columns, true, weights);
+        case Layout::i8_columns: return decode_columns(body, columns, w.group, false, weights);
+        case Layout::i4_columns: return decode_columns(body, columns, w.group, true, weights);
+        default: return decode_windows(w.layout, body, columns, weights);
     }
 }
 

@@ -8,34 +8,7 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
-
-struct DenseBytes {
-    const uint8_t* at;
-    size_t ahead;
-    DenseBytes(const uint8_t* body, size_t header) : at(body), ahead(kAhead + header) {}
-    void next(__m128i piece[4]) {
-        prefetch(at + ahead);
-        for (int i = 0; i < 4; ++i) piece[i] = _mm_xor_si128(load(at + 16 * i), _mm_set1_epi8(static_cast<char>(128)));
-        at += 64;
-    }
-};
-
-struct DenseNibbles {
-    const uint8_t* at;
-    size_t ahead;
-    bool second = false;
-    DenseNibbles(const uint8_t* body, size_t header) : at(body), ahead(kAhead + header) {}
-    void next(__m128i piece[4]) {
-        if (!second) prefetch(at + ahead);
-        const __m128i low = _mm_set1_epi8(15), bias = _mm_set1_epi8(8);
-        for (int i = 0; i < 4; ++i) {
-            const __m128i both = load(at + 16 * i);
-            piece[i] = _mm_sub_epi8(_mm_and_si128(second ? _mm_srli_epi16(both, 4) : both, low), bias);
-        }
-        at += second ? 64 : 0;
-        second = !second;
-    }
-};
+#include "dense_avx2.inc"
 
 }  // namespace
 

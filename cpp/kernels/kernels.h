@@ -23,7 +23,7 @@
 namespace paring::kernels {
 
 constexpr int32_t kPanelRows = 16;
-constexpr int32_t kStep = 8;          // integer layouts pad k to a multiple of this
+constexpr int32_t kStep = 16;         // integer layouts pad k to a multiple of this
 constexpr int32_t kMaxColumns = 65536;  // int32 accumulators stay exact up to here (checked by validate)
 constexpr size_t kAlignment = 64;
 constexpr size_t kOverread = 256;     // bytes readable past every packed buffer
@@ -77,6 +77,23 @@ enum class Layout : uint8_t {
     i4_bitmask,    // chunks of 8 blocks: u64 masks; kept nibbles w + 8, low first, in block order; each block on a byte
     i8_block4,     // chunks of 32 blocks: u16 masks of the rows with anything kept; their 4 columns as u8 = w + 128
     i4_block4,     // the same with w + 8: 2 bytes, columns 0, 1 in the low nibbles, 2, 3 in the high ones
+    // Fixed numbers of kept weights; where there are fewer, zeros fill up. "Vectors" are 16 rows x 4 kept weights.
+    i8_2of4,       // chunks of 32 columns: 64 bytes, bits 2v, 2v + 1 of each the place in its 4 columns of a weight of
+                   // vector v; vectors v < 4 of u8 = w + 128, of columns 8v .. 8v + 7. The last may be of 16 columns
+    i4_2of4,       // the same with w + 8: low nibbles vector 2i, high nibbles 2i + 1
+    i8_4of16,      // chunks of 16 columns: 32 bytes, low nibbles the columns of weights 0..31 of the vector, high ones
+                   // of 32..63; one vector of u8 = w + 128
+    i4_4of16,      // the same with w + 8: low nibbles weights 0..31, high ones 32..63
+    i8_n16,        // u8 n in {0, 4, 8, 12, 16} per 16 columns, padded to 32 bytes; then for each: unless n is 0 or 16
+                   // 16 u16 masks of a row each with n bits set; 16 x n u8 = w + 128
+    i4_n16,        // the same with w + 8: 2 x 4n bytes; bytes i: low nibbles rows 4i .. 4i + 3, high ones 8 rows below
+    // Shared masks: what any of the rows keeps is stored of all of them.
+    i8_pairs,      // rows 2i, 2i + 1 share. Chunks of 64 columns: u64 masks of 8 pairs x 8 columns; for each the kept
+                   // u8 = w + 128 of the even rows in mask order, then of the odd ones
+    i4_pairs,      // the same with w + 8: even rows in the low nibbles, odd ones in the high
+    i8_columns,    // all 16 rows share: u32 masks of 32 columns, padded to 64 bytes; then the kept columns as blocks of
+                   // u8 = w + 128, each group's filled up with zeros to a block
+    i4_columns,    // the same with w + 8, each group's filled up to two: low nibbles block 2i, high nibbles 2i + 1
     count,
 };
 

@@ -47,10 +47,20 @@ DType dtype_of(Layout layout) {
         case Layout::f16_dense: return DType::f16;
         case Layout::i8_dense:
         case Layout::i8_bitmask:
-        case Layout::i8_block4: return DType::i8;
+        case Layout::i8_block4:
+        case Layout::i8_2of4:
+        case Layout::i8_4of16:
+        case Layout::i8_n16:
+        case Layout::i8_pairs:
+        case Layout::i8_columns: return DType::i8;
         case Layout::i4_dense:
         case Layout::i4_bitmask:
-        case Layout::i4_block4: return DType::i4;
+        case Layout::i4_block4:
+        case Layout::i4_2of4:
+        case Layout::i4_4of16:
+        case Layout::i4_n16:
+        case Layout::i4_pairs:
+        case Layout::i4_columns: return DType::i4;
         case Layout::count: break;
     }
     throw std::invalid_argument("matrix: unknown layout");
@@ -111,7 +121,7 @@ PackedMatrix pack(const MatrixSource& s, Layout layout) {
     else
         out = pack_panels<int8_t>(w, s, [&](auto& to, const auto& tile, int32_t row, int32_t rows) {
             append_header(to, w, s, tile, row, rows);
-            append_integers(to, layout, tile);
+            append_integers(to, layout, tile, w.group);
         });
     w.bytes = out.size();
     w.data = static_cast<uint8_t*>(allocate(out.size() + kOverread));

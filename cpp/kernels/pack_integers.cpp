@@ -1,6 +1,4 @@
 // The bodies of integer panels.
-#include <stdexcept>
-
 #include "tile.h"
 
 namespace paring::kernels {
@@ -78,7 +76,7 @@ void append_block4(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nib
 
 }  // namespace
 
-void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile) {
+void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile, int32_t group) {
     switch (layout) {
         case Layout::i8_dense: return append_i8_dense(out, tile);
         case Layout::i4_dense: return append_i4_dense(out, tile);
@@ -86,7 +84,11 @@ void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t
         case Layout::i4_bitmask: return append_bitmask(out, tile, true);
         case Layout::i8_block4: return append_block4(out, tile, false);
         case Layout::i4_block4: return append_block4(out, tile, true);
-        default: throw std::invalid_argument("matrix: not an integer layout");
+        case Layout::i8_pairs: return append_pairs(out, tile, false);
+        case Layout::i4_pairs: return append_pairs(out, tile, true);
+        case Layout::i8_columns: return append_columns(out, tile, group, false);
+        case Layout::i4_columns: return append_columns(out, tile, group, true);
+        default: return append_windows(out, layout, tile);
     }
 }
 

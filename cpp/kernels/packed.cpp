@@ -45,6 +45,16 @@ const char* layout_name(Layout layout) {
         case Layout::i4_bitmask: return "i4_bitmask";
         case Layout::i8_block4: return "i8_block4";
         case Layout::i4_block4: return "i4_block4";
+        case Layout::i8_2of4: return "i8_2of4";
+        case Layout::i4_2of4: return "i4_2of4";
+        case Layout::i8_4of16: return "i8_4of16";
+        case Layout::i4_4of16: return "i4_4of16";
+        case Layout::i8_n16: return "i8_n16";
+        case Layout::i4_n16: return "i4_n16";
+        case Layout::i8_pairs: return "i8_pairs";
+        case Layout::i4_pairs: return "i4_pairs";
+        case Layout::i8_columns: return "i8_columns";
+        case Layout::i4_columns: return "i4_columns";
         case Layout::count: break;
     }
     return "?";
@@ -54,11 +64,11 @@ size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * 
 
 size_t header_bytes(const PackedMatrix& w) { return static_cast<size_t>(w.scale_groups) * 64 + 64; }
 
-// A decoded panel: one byte per weight for integers, four for floats.
+// Two decoded panels, one byte per weight for integers, four for floats; or the gathered inputs of a few tokens.
 size_t run_scratch_bytes(const PackedMatrix& w) {
     const size_t columns = round_up(static_cast<size_t>(w.k), kStep);
     const bool wide = w.layout == Layout::f32_dense || w.layout == Layout::f32_bitmask || w.layout == Layout::f16_dense;
-    return 2 * columns * kPanelRows * (wide ? 4 : 1) + kOverread;
+    return 2 * columns * kPanelRows * (wide ? 4 : 1) + 1024 + kOverread;
 }
 
 int32_t split_panels(const PackedMatrix& w, int32_t part, int32_t parts) {

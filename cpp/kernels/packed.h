@@ -12,6 +12,7 @@ size_t header_bytes(const PackedMatrix& w);
 
 // Decodes one panel to weights[16][padded columns] (integers) or [16][k] (floats); padding rows and columns are 0.
 void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights);
+void decode_windows(Layout layout, const uint8_t* body, size_t columns, int8_t* weights);
 void decode_floats(const PackedMatrix& w, int32_t panel, float* weights);
 
 float half_to_float(uint16_t half);

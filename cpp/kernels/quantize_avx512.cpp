@@ -6,27 +6,15 @@
 namespace paring::kernels {
 namespace {
 
-constexpr int32_t kInfinity = 0x7f800000;
-
 // Lanes 0 .. left - 1 set.
 __mmask16 lanes(int32_t left) { return static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1); }
 
-// Bits of the largest |x|. Bits of magnitudes order like the numbers, with Inf and then NaN on top.
 int32_t largest_bits(const float* x, int32_t count) {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
     __m512i best = _mm512_setzero_si512();
     for (int32_t j = 0; j < count; j += 16)
         best = _mm512_max_epi32(best, _mm512_and_si512(magnitude, _mm512_maskz_loadu_epi32(lanes(count - j), x + j)));
     return _mm512_reduce_max_epi32(best);
-}
-
-float as_float(int32_t bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits))); }
-
-float choose_scale(const InputSpec& spec, const float* x, int32_t count) {
-    const int32_t bits = largest_bits(x, count);
-    if (bits >= kInfinity) return as_float(0x7fc00000);
-    if (spec.mode == InputMode::int8_static) return spec.scale;
-    return as_float(bits) / (spec.mode == InputMode::int16 ? 16256.0F : 127.5F);
 }
 
 // Sum of q over columns [first, last) of one token; last is rounded up to 16, what lies past it becomes 0.
@@ -60,22 +48,10 @@ int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t
     return _mm512_reduce_add_epi32(sum);
 }
 
+#include "quantize_tokens.inc"
+
 }  // namespace
 
-void quantize_avx512(const Activations& out, int32_t begin, int32_t end) {
-    const bool fine = out.spec.mode == InputMode::int16;
-    const int32_t span = out.spec.group == 0 ? out.k : out.spec.group;
-    for (int32_t t = begin; t < end; ++t) {
-        const float* x = out.x + static_cast<size_t>(t) * out.ldx;
-        const size_t at = static_cast<size_t>(t) * out.stride, side = static_cast<size_t>(t) * out.groups;
-        float scale = fine ? 0 : choose_scale(out.spec, x, out.k);
-        for (int32_t g = 0; g < out.groups; ++g) {
-            const int32_t first = g * span, last = out.k - first < span ? out.k : first + span;
-            if (fine) scale = choose_scale(out.spec, x + first, last - first);
-            out.scale[side + g] = scale;
-            out.sum[side + g] = quantize_span(out, x, at, first, last, scale);
-        }
-    }
-}
+void quantize_avx512(const Activations& out, int32_t begin, int32_t end) { quantize_tokens(out, begin, end); }
 
 }  // namespace paring::kernels

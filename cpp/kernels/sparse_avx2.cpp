@@ -8,23 +8,11 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
-
-// 16 places from the kept bytes at `from` (values + bias); moves `from` past what it used. Pruned places are 0.
-__m128i place(const uint8_t*& from, uint32_t mask, __m128i bias) {
-    const uint32_t first = mask & 255, second = mask >> 8;
-    const uint8_t* middle = from + _mm_popcnt_u32(first);
-    const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
-    const __m128i high = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(middle));
-    const __m128i control_low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpand.low[first]));
-    const __m128i control_high = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kExpand.high[second]));
-    from = middle + _mm_popcnt_u32(second);
-    const __m128i values = _mm_sub_epi8(_mm_unpacklo_epi64(low, high), bias);
-    return _mm_shuffle_epi8(values, _mm_unpacklo_epi64(control_low, control_high));
-}
+#include "place_avx2.inc"
 
 struct MaskedBytes {
     Chunks<uint64_t> chunks;
-    MaskedBytes(const uint8_t* body, size_t header) : chunks(body, header) {}
+    MaskedBytes(const PackedMatrix&, const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
         const uint64_t mask = chunks.next();
         const __m128i bias = _mm_set1_epi8(static_cast<char>(128));
@@ -34,14 +22,15 @@ struct MaskedBytes {
 
 struct MaskedNibbles {
     Chunks<uint64_t> chunks;
-    MaskedNibbles(const uint8_t* body, size_t header) : chunks(body, header) {}
+    MaskedNibbles(const PackedMatrix&, const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
         const uint64_t mask = chunks.next();
         alignas(32) uint8_t nibbles[64 + 16];
-        for (int i = 0; i < 4; ++i) {
-            const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(chunks.at + 8 * i));
-            const __m128i both = _mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4));
-            _mm_store_si128(reinterpret_cast<__m128i*>(nibbles + 16 * i), _mm_and_si128(both, _mm_set1_epi8(15)));
+        for (int i = 0; i < 2; ++i) {  // wide stores: loads across two of them wait
+            const __m256i bytes = _mm256_cvtepu8_epi16(load(chunks.at + 16 * i));
+            const __m256i both = _mm256_or_si256(bytes, _mm256_slli_epi16(bytes, 4));
+            const __m256i low = _mm256_and_si256(both, _mm256_set1_epi8(15));
+            _mm256_store_si256(reinterpret_cast<__m256i*>(nibbles + 32 * i), low);
         }
         const uint8_t* from = nibbles;
         for (int i = 0; i < 4; ++i) piece[i] = place(from, mask >> (16 * i) & 0xffff, _mm_set1_epi8(8));
@@ -63,7 +52,7 @@ void split(__m256i half, __m128i* piece) {
 
 struct Blocks8 {
     Chunks<uint16_t> chunks;
-    Blocks8(const uint8_t* body, size_t header) : chunks(body, header) {}
+    Blocks8(const PackedMatrix&, const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
         const uint32_t mask = chunks.next();
         for (int half = 0; half < 2; ++half) {
@@ -78,7 +67,7 @@ struct Blocks8 {
 
 struct Blocks4 {
     Chunks<uint16_t> chunks;
-    Blocks4(const uint8_t* body, size_t header) : chunks(body, header) {}
+    Blocks4(const PackedMatrix&, const uint8_t* body, size_t header) : chunks(body, header) {}
     void next(__m128i piece[4]) {
         const uint32_t mask = chunks.next();
         for (int half = 0; half < 2; ++half) {

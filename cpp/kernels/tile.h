@@ -111,7 +111,10 @@ private:
 };
 
 // The bodies of panels, appended to `out` (see Layout in kernels.h).
-void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile);
+void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile, int32_t group);
+void append_pairs(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles);
+void append_columns(std::vector<uint8_t>& out, const Tile<int8_t>& tile, int32_t group, bool nibbles);
+void append_windows(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile);
 void append_floats(std::vector<uint8_t>& out, Layout layout, const Tile<uint32_t>& tile, size_t k);
 
 }  // namespace paring::kernels

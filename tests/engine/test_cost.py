@@ -43,11 +43,31 @@ def test_layout_and_bytes_are_those_of_the_engine(row, dtype, group, pattern):
             kept = rng.random((64, 512)) >= sparsity
         matrix = packed(dtype, kept, group, row)
         blocks = kept.reshape(64, 128, 4).any(axis=2).mean()
-        price = cost(dtype, kept.mean(), blocks, row)
+        price = cost(dtype, kept.mean(), blocks, row, group=group)
         assert price.layout == matrix.layout, sparsity
         scales = scale_bytes(512, group) if dtype != "f32" else 0.0
         # panels are padded to 64 bytes, and a nibble may stand alone
         assert matrix.bytes / kept.size == pytest.approx(price.bytes + scales, rel=0.03, abs=0.01)
+
+
+@pytest.mark.parametrize("row", KERNELS)
+@pytest.mark.parametrize(("dtype", "group"), [("i8", 0), ("i4", 64)])
+@pytest.mark.parametrize("pattern", ["2:4", "4:16", "8:16", "2x1", "16x1"])
+def test_a_pattern_is_priced_as_the_engine_packs_it(row, dtype, group, pattern):
+    rng = np.random.default_rng(2)
+    if ":" in pattern:
+        count, width = map(int, pattern.split(":"))
+        order = rng.random((64, 512 // width, width)).argsort(axis=2)
+        kept = (order < count).reshape(64, 512)
+    else:
+        rows = int(pattern.split("x")[0])
+        kept = np.repeat(rng.random((64 // rows, 512)) < 0.3, rows, axis=0)
+    matrix = packed(dtype, kept, group, row)
+    blocks = kept.reshape(64, 128, 4).any(axis=2).mean()
+    price = cost(dtype, kept.mean(), blocks, row, pattern, group)
+    assert price.layout == matrix.layout
+    scales = scale_bytes(512, group)
+    assert matrix.bytes / kept.size == pytest.approx(price.bytes + scales, rel=0.04, abs=0.015)
 
 
 def test_the_newest_row_of_this_machine_is_priced():

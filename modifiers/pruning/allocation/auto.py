@@ -36,7 +36,7 @@ class Budget(BaseModel):
     """What the weights will be stored in (by a `Quantization` after this; 32: float)."""
     group_size: int = Field(default=0, ge=0)
     """Weights that will share a scale; 0: a row."""
-    kernels: Literal["avx2", "avx512_vnni", "avx512_vbmi2"] = "avx512_vbmi2"
+    kernels: Literal["avx2", "avx512", "avx512_vnni", "avx512_vbmi2"] = "avx512_vbmi2"
     """The kernels that it is to be fast with. Not read from this machine, so that a recipe means the same on all."""
 
     @model_validator(mode="after")
@@ -49,9 +49,11 @@ class Budget(BaseModel):
     def dtype(self) -> DType:
         return {4: "i4", 8: "i8", 32: "f32"}[self.weight_bits]  # type: ignore[return-value]
 
-    def price(self, weights: float, blocks: float, columns: int) -> float:
+    def price(
+        self, weights: float, blocks: float, columns: int, pattern: str = "unstructured"
+    ) -> float:
         """Of one weight of a matrix that keeps these fractions of weights and of 1x4 blocks: bytes, or cycles."""
-        found = cost(self.dtype, weights, blocks, self.kernels)
+        found = cost(self.dtype, weights, blocks, self.kernels, pattern, self.group_size)
         scales = scale_bytes(columns, self.group_size) if self.weight_bits < 32 else 0.0
         return found.bytes + scales if self.speed is None else found.cycles
 
@@ -68,8 +70,7 @@ class Auto(Profile):
     """Minimises the loss over layers under a `Budget`, choosing for each a pattern and sparsity, or to stay dense.
 
     Losses are those of `Sensitivity`, tried for every candidate; prices are the engine's own. What the engine has no
-    special kernel for costs what a bitmask costs, so it is chosen only where it loses less, which is nowhere: today
-    unstructured and 1x4 are what differs.
+    special kernel for costs what a bitmask costs, so it is chosen only where it loses less, which is nowhere.
     """
 
     needs_pass: ClassVar[bool] = True
@@ -123,7 +124,7 @@ class Auto(Profile):
             errors = curve(tried, columns[0].tolist(), at)
             for index, s in enumerate(at):
                 weights, blocks = (_between(tried, columns[i].tolist(), s) for i in (1, 2))
-                price = self.budget.price(weights, blocks, place.columns)
+                price = self.budget.price(weights, blocks, place.columns, text)
                 ways.append((Share(text, s), errors[index], price))
         return ways
 

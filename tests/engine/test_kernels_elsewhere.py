@@ -1,0 +1,46 @@
+"""The rows of other machines, under emulation, and all rows under the sanitizers: minutes, so only when asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def load() -> Any:
+    path = Path(__file__).with_name("kernel_rows.py")
+    spec = importlib.util.spec_from_file_location("kernel_rows", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kernel_rows"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+kernel_rows = load()
+
+
+@pytest.mark.skipif(
+    "PARING_SLOW_TESTS" not in os.environ, reason="set PARING_SLOW_TESTS=1 (make test-elsewhere)"
+)
+@pytest.mark.parametrize("name", ["arm", "sanitize"])
+def test_every_row_agrees_with_reference_elsewhere(name: str) -> None:
+    lacking = kernel_rows.missing(name)
+    if lacking:
+        pytest.skip(lacking)
+    done = kernel_rows.run(name)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "runs" in done.stdout
+
+
+def test_a_source_belongs_to_its_longest_set() -> None:
+    found = kernel_rows.instruction_set
+    assert found(Path("dense_neon.cpp")) == "neon"
+    assert found(Path("dense_neon_dotprod.cpp")) == "neon_dotprod"
+    assert found(Path("dense_avx512_vnni.cpp")) == "avx512_vnni"
+    assert found(Path("pack.cpp")) is None
