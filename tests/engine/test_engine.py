@@ -145,7 +145,8 @@ def test_info(quantized: Callable[..., Path]) -> None:
     info = engine.info()
     assert (info["kernels"], info["threads"]) == (_core.rows()[-1], 2)
     assert info["context"] == 128
-    assert info["cache"] == {"type": "f16", "bytes_per_token": 2 * 2 * 32 * 2}
+    size = 2 * 2 * 32 * 2
+    assert info["cache"] == {"type": "f16", "bytes_per_token": size, "calibrated": None}
     matrix = info["matrices"]["model.layers.0.mlp.down_proj.weight"]
     stored = engine.graph.tensors["model.layers.0.mlp.down_proj.weight"]
     assert matrix["sparsity"] == 1 - stored.nonzeros / (64 * 96)  # type: ignore[union-attr]
