@@ -39,8 +39,8 @@ def write_yaml(data: Any, resolved: bool = True) -> str:
     Resolved: `evaluate` turns each text back into itself. Otherwise a `${...}` in `data` stays an expression.
     """
     return yaml.dump(
-        data,
-        Dumper=_Resolved if resolved else _Dumper,
+        _escaped(data) if resolved else data,
+        Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
         width=10**9,
@@ -60,12 +60,13 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-class _Resolved(_Dumper):
-    """Also escapes what would be an expression."""
-
-    def represent_text(self, text: str) -> yaml.Node:
-        return super().represent_text(escape(text))
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
-for _dumper in (_Dumper, _Resolved):
-    _dumper.add_representer(str, _dumper.represent_text)
+def _escaped(data: Any) -> Any:
+    """Texts such that `evaluate` turns each back into itself; keys are never evaluated."""
+    if isinstance(data, dict):
+        return {key: _escaped(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_escaped(value) for value in data]
+    return escape(data) if isinstance(data, str) else data

@@ -40,13 +40,13 @@ stages:
     modifiers:
       - MagnitudePruning: {{init_sparsity: 0.3, final_sparsity: 0.6, end: 1.5, ignore: [lm_head]}}
       - SquareHead: {{teacher: self}}
-      - Killer: {{}}
+      - RankKiller: {{}}
 """
 KILLER = """\
 import os, signal
 from paring import Modifier
 
-class Killer(Modifier):
+class RankKiller(Modifier):
     stages = frozenset({"train"})
 
     def on_gradients(self, session):

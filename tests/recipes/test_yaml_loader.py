@@ -193,6 +193,7 @@ def computed(data: Any) -> Any:
 
 @given(st.dictionaries(texts, plain_data, max_size=4))
 @example({"<<": 1})
+@example({"${": "${"})
 def test_what_is_written_reads_back(data: dict[str, Any]) -> None:
     document = read(write_yaml(data))
     assert document.problems == []
