@@ -22,7 +22,7 @@ def block(language: str, word: str) -> str:
 def test_the_recipe_is_one() -> None:
     recipe = Recipe.parse(block("yaml", "stages:"), source="README.md")
     assert [type(m).__name__ for stage in recipe.stages for m in stage.modifiers] == [
-        "SparseGPT",
+        "ADMMPruning",
         "SmoothQuant",
         "Quantization",
     ]

@@ -58,7 +58,7 @@ def test_editors_read_the_library_too(entry: Entry) -> None:
         ("samples: 64", "smaples: 64"),
         ("samples: 64", "samples: 0"),
         ("samples: 64", "samples: many"),
-        ("SparseGPT:", "SparseGTP:"),
+        ("ADMMPruning:", "ADMMPrunnig:"),
         ("sparsity: ${sparsity}", "sparsty: ${sparsity}"),
         ("sparsity: ${sparsity}", "sparsity: 1.5"),
         ("scheme: W8A8", "scheme: W8A9"),
