@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
 
 from ....engine.cost import DType, cost, scale_bytes
 from ...mask_structure import MaskStructure
 from .budget import Option, choose
-from .profile import Place, Profile, Share
+from .profile import Place, Share
 from .survey import Survey
 from .trial import curve
-
-if TYPE_CHECKING:
-    from ...blocks import Block
-    from ...session import Session
 
 TRIED = (0.3, 0.45, 0.6, 0.75, 0.9)
 FINE = torch.linspace(0.3, 0.9, 61, dtype=torch.float64).tolist()
@@ -66,34 +62,22 @@ class Budget(BaseModel):
         return cost("i8", 1.0, 1.0, self.kernels).cycles * size / self.speed
 
 
-class Auto(Profile):
+class Auto(Survey):
     """Minimises the loss over layers under a `Budget`, choosing for each a pattern and sparsity, or to stay dense.
 
     Losses are those of `Sensitivity`, tried for every candidate; prices are the engine's own. What the engine has no
     special kernel for costs what a bitmask costs, so it is chosen only where it loses less, which is nowhere.
     """
 
-    needs_pass: ClassVar[bool] = True
-
     def __init__(
         self, budget: Budget, candidates: list[str], samples: int, weigh_outputs: bool
     ) -> None:
         self.budget = budget
-        self.tries: dict[str, list[float]] = {}
+        tries: dict[str, list[float]] = {}
         for text in candidates:
             fixed = MaskStructure.parse(text).sparsity
-            self.tries[text] = list(TRIED) if fixed is None else [fixed]
-        self.survey = Survey(self.tries, samples, weigh_outputs)
-
-    def observe(
-        self,
-        session: Session,
-        block: Block,
-        linears: dict[str, nn.Linear],
-        places: dict[str, Place],
-        found: dict[str, Any],
-    ) -> None:
-        self.survey.observe(session, block, linears, places, found)
+            tries[text] = list(TRIED) if fixed is None else [fixed]
+        super().__init__(tries, samples, weigh_outputs)
 
     def allocate(
         self, places: dict[str, Place], found: dict[str, Any], structure: str, sparsity: float
@@ -129,7 +113,7 @@ class Auto(Profile):
         return ways
 
 
-def _between(x: list[float], y: list[float], at: float) -> float:
+def _between(x: Sequence[float], y: list[float], at: float) -> float:
     """Linear interpolation, constant beyond the ends."""
     for i in range(len(x) - 1):
         if x[i] <= at <= x[i + 1]:

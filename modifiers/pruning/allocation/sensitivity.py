@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from .budget import Option, spread
-from .profile import Place, Profile, Share
+from .profile import Place, Share
 from .survey import Survey
 from .trial import curve
-
-if TYPE_CHECKING:
-    from ...blocks import Block
-    from ...session import Session
 
 TRIED, FINE = (
     5,
@@ -22,7 +17,7 @@ TRIED, FINE = (
 )  # sparsities that are tried, and those between which a loss is taken to be linear
 
 
-class Sensitivity(Profile):
+class Sensitivity(Survey):
     """Equal marginal loss: minimise the sum over layers of loss(sparsity), for a given number of weights in all.
 
     loss is the output error that a short ADMM leaves, each output's times how much the model's loss minds it: a
@@ -33,24 +28,12 @@ class Sensitivity(Profile):
     80 %: 54.9 -> 35.3 (labels from the model's own predictions instead of the text: 70 % 29.9, 80 % 40.4).
     """
 
-    needs_pass: ClassVar[bool] = True
-
     def __init__(
         self, structure: str, sparsity: float, reach: float, samples: int, weigh_outputs: bool
     ) -> None:
         self.low, self.high = max(sparsity - reach, 0.01), min(sparsity + reach, 0.99)
         self.tried = torch.linspace(self.low, self.high, TRIED, dtype=torch.float64).tolist()
-        self.survey = Survey({structure: self.tried}, samples, weigh_outputs)
-
-    def observe(
-        self,
-        session: Session,
-        block: Block,
-        linears: dict[str, nn.Linear],
-        places: dict[str, Place],
-        found: dict[str, Any],
-    ) -> None:
-        self.survey.observe(session, block, linears, places, found)
+        super().__init__({structure: self.tried}, samples, weigh_outputs)
 
     def allocate(
         self, places: dict[str, Place], found: dict[str, Any], structure: str, sparsity: float

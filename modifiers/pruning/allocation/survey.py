@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from ...hessian import Gram
 from ...mask_structure import MaskStructure
 from ..layer import not_gone
 from .importance import importance
-from .profile import Place
+from .profile import Place, Profile
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 ITERATIONS = 7
 
 
-class Survey:
+class Survey(Profile):
     """Tries each pattern of `tries` (by its text) at its sparsities, on every layer that it divides."""
+
+    needs_pass: ClassVar[bool] = True
 
     def __init__(
         self, tries: Mapping[str, Sequence[float]], samples: int, weigh_outputs: bool
