@@ -1,16 +1,18 @@
 """What every mask pattern costs in perplexity, at equal bytes per weight and at equal decode speed.
 
     python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl --speed      # on a quiet machine
-    python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl [--cases 8:16 1x4@0.406 ...]
+    python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl [--cases 8:16 1x4@0.4 ...]
     python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl --table FILE.md --cases
 
 `--speed` times graphs pruned by magnitude to several sparsities against dense int8, in pairs. Without it, the model is
-pruned (ADMMPruning) in each pattern and quantized to int8 (W8A8) and int4 (GPTQ, W4A8, groups of 64); perplexity is by
-the protocol of `accuracy.py`, and bytes per weight are those of the exported graph, in its file and as read.
+pruned (ADMMPruning) in each pattern, to each sparsity of `GRID`, and stored in float, int8 (W8A8) and int4 (GPTQ, W4A8,
+groups of 64); perplexity is by the protocol of `accuracy.py`, and bytes per weight are those of the exported graph.
 
-N:M fixes its sparsity, so 8:16 and 4:16 set the levels; a pattern with a free sparsity gets the one at which it has as
-many bytes as these, and the one at which it is as fast, between the speeds measured. So run `--speed` first. Results
-are JSON lines; what is in the file is not run again. `--cases` with nothing after it only writes the table.
+N:M fixes its sparsity, so 8:16 and 4:16 set the levels. A pattern with a free sparsity is given at the one at which
+the engine reads as many bytes of it as of the level (by its cost model, row `KERNELS`), and at the one at which it
+decodes as fast, between the speeds measured; its perplexity there lies between its two neighbours in `GRID`, on a
+straight line of the logarithm. Results are JSON lines; what is in the file is not run again. `--cases` with nothing
+after it only writes the table.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import copy
 import datetime
 import itertools
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,13 +43,24 @@ from paring.modifiers import MaskStructure
 from paring.modifiers.quantization.layer import detach
 from paring.pipeline.checkpoint import write_checkpoint
 
-PATTERNS = ("unstructured", "2x1", "1x4", "n:16", "2:4", "4:8", "8:16", "4:16")
+GRID: dict[str, tuple[float, ...]] = {  # where it is empty, the pattern fixes the sparsity
+    "unstructured": (0.5, 0.6, 0.7, 0.8),
+    "2x1": (0.35, 0.45, 0.6, 0.7),
+    "1x4": (0.3, 0.4, 0.5, 0.66),
+    "n:16": (0.5, 0.6, 0.7, 0.8),
+    "2:4": (),
+    "4:8": (),
+    "8:16": (),
+    "4:16": (),
+}
 LEVELS = ("8:16", "4:16")
 DTYPES: dict[str, DType] = {"int8": "i8", "int4": "i4"}
+FLOAT = "float"
 QUANTIZATION: dict[str, dict[str, Any]] = {
     "int8": {"Quantization": {"scheme": "W8A8", "ignore": ["lm_head"]}},
     "int4": {"GPTQ": {"scheme": "W4A8", "group_size": 64, "ignore": ["lm_head"]}},
 }
+KERNELS = "avx512_vbmi2"  # has a layout of its own for every pattern
 MEASURED = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # sparsities that `--speed` times
 
 Rows = list[dict[str, Any]]
@@ -72,10 +86,17 @@ class Case:
         return {"ADMMPruning": fields}
 
 
+def grid() -> Iterator[Case]:
+    for pattern, sparsities in GRID.items():
+        for sparsity in sparsities or (MaskStructure.parse(pattern).sparsity,):
+            assert sparsity is not None
+            yield Case(pattern, sparsity)
+
+
 def read_bytes(pattern: str, sparsity: float, dtype: str) -> float:
     """Bytes of a weight without scales, by the engine's own model."""
     blocks = 1 - sparsity if pattern == "1x4" else 1 - sparsity**4
-    return cost(DTYPES[dtype], 1 - sparsity, blocks).bytes
+    return cost(DTYPES[dtype], 1 - sparsity, blocks, KERNELS, pattern).bytes
 
 
 def at_bytes(pattern: str, level: str, dtype: str) -> float:
@@ -87,7 +108,7 @@ def at_bytes(pattern: str, level: str, dtype: str) -> float:
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if read_bytes(pattern, middle, dtype) > wanted else (low, middle)
-    return round(high, 3)
+    return high
 
 
 def at_speed(pattern: str, level: str, dtype: str, speeds: Rows) -> float | None:
@@ -95,36 +116,33 @@ def at_speed(pattern: str, level: str, dtype: str, speeds: Rows) -> float | None
     level_speed = [
         row["of_dense_int8"] for row in speeds if (row["pattern"], row["dtype"]) == (level, dtype)
     ]
-    points = sorted(
-        (row["sparsity"], row["of_dense_int8"])
+    points = {
+        float(row["of_dense_int8"]): float(row["sparsity"])
         for row in speeds
         if (row["pattern"], row["dtype"]) == (pattern, dtype)
-    )
-    for (a, slow), (b, fast) in itertools.pairwise(points):
-        if level_speed and slow <= level_speed[0] <= fast:
-            part = float(level_speed[0] - slow) / max(fast - slow, 1e-9)
-            return round(float(a) + (b - a) * part, 3)
+    }
+    return between(points, level_speed[0]) if level_speed else None
+
+
+def between(points: dict[float, float], at: float) -> float | None:
+    """Linear interpolation of y over x; None outside of the points."""
+    if at in points:
+        return points[at]
+    for (a, low), (b, high) in itertools.pairwise(sorted(points.items())):
+        if a <= at <= b:
+            return low + (high - low) * (at - a) / (b - a)
     return None
 
 
-def wanted(speeds: Rows) -> dict[tuple[str, str, str, str], Case]:
-    """The case for every (pattern, dtype, level, "bytes" or "speed")."""
-    found = {}
-    for pattern in PATTERNS:
-        fixed = MaskStructure.parse(pattern).sparsity
-        for dtype in DTYPES:
-            for level in LEVELS:
-                if fixed is not None:
-                    if fixed == MaskStructure.parse(level).sparsity:
-                        for kind in ("bytes", "speed"):
-                            found[pattern, dtype, level, kind] = Case(pattern, fixed)
-                    continue
-                sparsity = at_speed(pattern, level, dtype, speeds)
-                if sparsity is not None:
-                    found[pattern, dtype, level, "speed"] = Case(pattern, sparsity)
-                sparsity = at_bytes(pattern, level, dtype)
-                found[pattern, dtype, level, "bytes"] = Case(pattern, sparsity)
-    return found
+def perplexity_at(pattern: str, sparsity: float, dtype: str, rows: Rows) -> float | None:
+    """Between the pattern's neighbouring sparsities in the results; None outside of them."""
+    points = {
+        float(row["sparsity"]): math.log(row["perplexity"])
+        for row in rows
+        if (row["pattern"], row["dtype"]) == (pattern, dtype)
+    }
+    found = between(points, sparsity)
+    return None if found is None else math.exp(found)
 
 
 class Accuracy:
@@ -138,32 +156,37 @@ class Accuracy:
         self.evaluation = windows(self.tokenizer, text / "dev.txt", count)
 
     def run(self, case: Case, dtypes: list[str]) -> Iterator[dict[str, Any]]:
+        """A row for each dtype: `float` as pruned, or quantized after it."""
         network = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32).eval()
         began = time.perf_counter()
         pruning = self._stage(network, case.modifier, None)
         seconds = time.perf_counter() - began
         pruned = copy.deepcopy(network.state_dict())
         zeros = [pruning.masks.sparsity(name) for name in pruning.masks]
+        common = {
+            "case": case.name,
+            "pattern": case.pattern,
+            "sparsity": case.sparsity,
+            "zeros": sum(zeros) / len(zeros),
+            "prune_seconds": seconds,
+        }
         for dtype in dtypes:
             network.load_state_dict(pruned)
+            if dtype == FLOAT:
+                yield {**common, "dtype": dtype, "perplexity": self._perplexity(network)}
+                continue
             session = self._stage(network, QUANTIZATION[dtype], pruning.masks)
             with tempfile.TemporaryDirectory() as folder:
                 write_checkpoint(
                     Path(folder), network, self.tokenizer, session.quantization, session.masks
                 )
                 size = bytes_per_weight(export(folder, head="int8"))
-            yield {
-                "case": case.name,
-                "dtype": dtype,
-                "pattern": case.pattern,
-                "sparsity": case.sparsity,
-                "zeros": sum(zeros) / len(zeros),
-                "perplexity": perplexity(network, self.evaluation),
-                **size,
-                "prune_seconds": seconds,
-            }
+            yield {**common, "dtype": dtype, "perplexity": self._perplexity(network), **size}
             for layer in session.quantization.values():
                 detach(layer)
+
+    def _perplexity(self, network: Any) -> float:
+        return perplexity(network, self.evaluation)
 
     def _stage(self, network: Any, modifier: dict[str, Any], masks: Any) -> Session:
         text = yaml.safe_dump(
@@ -181,15 +204,7 @@ def time_patterns(options: argparse.Namespace, done: Rows, keep: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         dense, base = dense_graph(options.model, Path(folder, "float")), Path(folder, "base")
         write_pruned(dense, "unstructured", 0.0, "int8", base)
-        for pattern in options.cases or (
-            "unstructured",
-            "1x4",
-            *LEVELS,
-            "2x1",
-            "n:16",
-            "2:4",
-            "4:8",
-        ):
+        for pattern in options.cases or GRID:
             fixed = MaskStructure.parse(pattern).sparsity
             for sparsity in MEASURED if fixed is None else (fixed,):
                 for dtype in DTYPES:
@@ -202,36 +217,61 @@ def time_patterns(options: argparse.Namespace, done: Rows, keep: Any) -> None:
 
 
 def table(rows: Rows, speeds: Rows) -> str:
-    """Perplexity with bytes per weight, a line a pattern, a part for each level, dtype and what is equal."""
-    found = {(row["case"], row["dtype"]): row for row in rows}
+    """Perplexities at equal bytes and equal speed, all that was measured, and the speeds."""
     lines = []
-    for kind, title in (("bytes", "equal bytes per weight"), ("speed", "equal decode speed")):
+    for kind in ("bytes per weight", "decode speed"):
         lines += [
-            f"### At {title}",
+            f"### At equal {kind}",
             "",
-            "| as 8:16 or 4:16 | stored in | pattern | sparsity | perplexity | bytes per weight read (in the file) |",
-            "|---|---|---|---|---|---|",
+            f"| as 8:16 or 4:16 | stored in | {' | '.join(GRID)} |",
+            "|---" * (len(GRID) + 2) + "|",
         ]
-        for (pattern, dtype, level, of), case in wanted(speeds).items():
-            row = found.get((case.name, dtype))
-            if of != kind or row is None:
-                continue
-            lines.append(
-                f"| {level} | {dtype} | {pattern} | {case.sparsity:.1%} | {row['perplexity']:.2f} |"
-                f" {row['read_bytes']:.3f} ({row['file_bytes']:.3f}) |"
-            )
-        lines[-1] += "\n"
+        for level, dtype in itertools.product(LEVELS, DTYPES):
+            cells = [cell(pattern, level, dtype, kind, rows, speeds) for pattern in GRID]
+            lines.append(f"| {level} | {dtype} | " + " | ".join(cells) + " |")
+        lines.append("")
     lines += [
+        "### As measured",
+        "",
+        "| pattern | sparsity | float | int8 | int4 | bytes per weight read, int8 / int4 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in grid():
+        found = {row["dtype"]: row for row in rows if row["case"] == case.name}
+        if found:
+            values = [
+                f"{found[d]['perplexity']:.2f}" if d in found else "" for d in (FLOAT, *DTYPES)
+            ]
+            sizes = [f"{found[d]['read_bytes']:.3f}" if d in found else "" for d in DTYPES]
+            lines.append(
+                f"| {case.pattern} | {case.sparsity:.0%} | {' | '.join(values)} | {' / '.join(sizes)} |"
+            )
+    lines += [
+        "",
         "### Decode speed, times dense int8",
         "",
         "| stored in | pattern | sparsity | speed |",
+        "|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|")
     for row in speeds:
         lines.append(
             f"| {row['dtype']} | {row['pattern']} | {row['sparsity']:.0%} | {row['of_dense_int8']:.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def cell(pattern: str, level: str, dtype: str, kind: str, rows: Rows, speeds: Rows) -> str:
+    """`perplexity (sparsity)` of a pattern at a level, or nothing where it can't be said."""
+    sparsity = MaskStructure.parse(pattern).sparsity
+    if sparsity is not None:
+        if sparsity != MaskStructure.parse(level).sparsity:
+            return ""
+    elif kind == "decode speed":
+        sparsity = at_speed(pattern, level, dtype, speeds)
+    else:
+        sparsity = round(at_bytes(pattern, level, dtype), 6)
+    found = None if sparsity is None else perplexity_at(pattern, sparsity, dtype, rows)
+    return "" if found is None else f"{found:.2f} ({sparsity:.0%})"
 
 
 def read(file: Path, kind: Literal["speed", "accuracy"]) -> Rows:
@@ -263,15 +303,12 @@ def main() -> None:
     if options.speed:
         time_patterns(options, speeds, lambda row: keep("speed", row))
         return
-    needed: dict[Case, set[str]] = {}
-    for (_, dtype, _, _), case in wanted(speeds).items():
-        needed.setdefault(case, set()).add(dtype)
     have = {(row["case"], row["dtype"]) for row in read(options.results, "accuracy")}
     accuracy = None
-    for case, dtypes in needed.items():
+    for case in grid():
         if options.cases is not None and not {case.name, case.pattern} & set(options.cases):
             continue
-        left = sorted(dtype for dtype in dtypes if (case.name, dtype) not in have)
+        left = [dtype for dtype in (FLOAT, *DTYPES) if (case.name, dtype) not in have]
         if left and accuracy is None:
             accuracy = Accuracy(options.model, options.data, options.samples, options.windows)
         if left and accuracy is not None:
