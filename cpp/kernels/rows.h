@@ -127,4 +127,11 @@ struct ExpandTable {
 };
 extern const ExpandTable kExpand;
 
+// The columns that an 8-bit mask keeps, ascending, then zeros: `low` for columns 0..7 of a window, `high` for 8..15.
+struct ColumnTable {
+    uint8_t low[256][8];
+    uint8_t high[256][8];
+};
+extern const ColumnTable kColumns;
+
 }  // namespace paring::kernels
