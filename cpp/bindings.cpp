@@ -116,6 +116,8 @@ struct Sequence {
     }
 };
 
+constexpr const char* kKvNames[] = {"f32", "f16", "int8"};
+
 struct Model {
     std::shared_ptr<Decoder> decoder;
 
@@ -155,7 +157,7 @@ struct Model {
         return py::dict(
             py::arg("kernels") = decoder->kernels().name, py::arg("threads") = decoder->threads(),
             py::arg("matrices") = matrices, py::arg("table_bytes") = tables,
-            py::arg("kv") = decoder->kv() == ops::KvType::f32 ? "f32" : "f16",
+            py::arg("kv") = kKvNames[static_cast<size_t>(decoder->kv())],
             py::arg("page_bytes") = decoder->page_bytes(), py::arg("page_tokens") = ops::kPage,
             py::arg("buffer_bytes") = decoder->buffer_bytes());
     }
@@ -221,7 +223,8 @@ public:
         graph().sizes = {vocabulary, hidden, context, caches};
         graph().ops = ops_from(ops);
         const auto type = choose<ops::KvType>(
-            "cache type", kv, {{"f32", ops::KvType::f32}, {"f16", ops::KvType::f16}});
+            "cache type", kv,
+            {{"f32", ops::KvType::f32}, {"f16", ops::KvType::f16}, {"int8", ops::KvType::int8}});
         auto decoder = std::make_unique<Decoder>(std::move(graph_), kernels_, kernels_.features,
                                                  type, threads);
         // A decoder may die without the interpreter's lock; what it borrows may not.

@@ -16,9 +16,9 @@ from ..errors import GraphError
 from ..progress import Progress
 from . import _core
 from .generation import Completion, Generation, Prompt
-from .graph import Attention, Graph, Head, Linear, Matrix
+from .graph import Graph, Head, Linear, Matrix
 from .graph_file import read_graph
-from .packing import KvType, pack
+from .packing import KvType, has_calibrated_cache, pack
 from .sampling import Sampling
 from .tokenizer import Tokenizer
 
@@ -30,8 +30,10 @@ class Engine:
     """A loaded graph. Safe to use from several threads, which take turns at the CPU.
 
     threads: how many to compute with, the calling one included; None = the CPUs this process may
-    use. kernels: "auto" or a row of `info()["rows"]`. cache: keys and values are kept in "f32" or
-    "f16"; "auto" takes f16 when any matrix is quantized.
+    use. kernels: "auto" or a row of `info()["rows"]`. cache: keys and values are kept in "f32",
+    "f16" or "int8" (by the checkpoint's calibrated scales, else by the largest value of each token
+    and head); "auto" takes int8 when the checkpoint was calibrated for it, else f16 when any
+    matrix is quantized, else f32.
     Raises GraphError when the graph is not sound or can't run here.
     """
 
@@ -209,9 +211,8 @@ class Engine:
         `kernels` (the row in use) and `rows` (those this CPU has); `threads`; `context` in tokens;
         `matrices`: name -> shape, dtype, activation, layout, bytes as packed, sparsity;
         `bytes_per_token`: weight bytes one decoded token reads; `cache`: type and bytes per token
-        of context, and what the checkpoint was `calibrated` for ("int8" or None): its scales are
-        in the graph, but keys and values are kept as `type` says; `memory`: bytes of weights,
-        embedding tables and buffers; `load_seconds`.
+        of context, and what the checkpoint was `calibrated` for ("int8" or None); `memory`: bytes
+        of weights, embedding tables and buffers; `load_seconds`.
         """
         core = self.model.info()
         matrices = {
@@ -232,7 +233,7 @@ class Engine:
             "cache": {
                 "type": core["kv"],
                 "bytes_per_token": core["page_bytes"] // core["page_tokens"],
-                "calibrated": self._calibrated(),
+                "calibrated": "int8" if has_calibrated_cache(self.graph) else None,
             },
             "memory": {
                 "weights": sum(found["bytes"] for found in matrices.values()),
@@ -241,10 +242,6 @@ class Engine:
             },
             "load_seconds": self._load_seconds,
         }
-
-    def _calibrated(self) -> str | None:
-        attentions = [op for op in self.graph.ops if isinstance(op, Attention)]
-        return "int8" if any(op.k_scale is not None for op in attentions) else None
 
     def _describe(self, name: str, packed: dict[str, Any]) -> dict[str, Any]:
         matrix = self.graph.tensors[name]
