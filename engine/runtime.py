@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from ..errors import GraphError
 from ..progress import Progress
 from . import _core
+from .batch import Batch
 from .generation import Completion, Generation, Prompt
 from .graph import Graph, Head, Linear, Matrix
 from .graph_file import read_graph
 from .packing import KvType, has_calibrated_cache, pack
 from .sampling import Sampling
+from .state import STRIDE, State
 from .tokenizer import Tokenizer
-
-# Tokens per call of the core: between calls Python sees Ctrl-C.
-STRIDE = 512
 
 
 class Engine:
@@ -104,7 +103,8 @@ class Engine:
         sequence = model.sequence()
         out = np.empty((len(ids), self.vocabulary), np.float32)
         for start in range(0, len(ids), STRIDE):
-            model.forward(sequence, ids[start : start + STRIDE], out[start : start + STRIDE])
+            part = ids[start : start + STRIDE]
+            model.forward([(sequence, part, "all")], out[start : start + STRIDE])
         return out
 
     def stream(
@@ -153,6 +153,10 @@ class Engine:
     def state(self) -> State:
         """A new, empty sequence."""
         return State(self)
+
+    def batch(self, max_sequences: int = 8, max_cached_tokens: int | None = None) -> Batch:
+        """Answers several prompts at a time; see `Batch`."""
+        return Batch(self, max_sequences, max_cached_tokens)
 
     # --- text ----------------------------------------------------------------------------------
 
@@ -257,44 +261,6 @@ class Engine:
             "bytes": packed["bytes"],
             "sparsity": 1 - packed["nonzeros"] / (packed["rows"] * packed["columns"]),
         }
-
-
-class State:
-    """One sequence: its tokens so far are in the cache, `logits` [vocabulary] are for the next."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._sequence = engine.model.sequence()
-        self._tokens: list[int] = []
-        self._token = np.empty(1, np.int64)
-        self.logits = np.empty(engine.vocabulary, np.float32)
-
-    @property
-    def length(self) -> int:
-        return self._sequence.length
-
-    def append(self, token: int) -> None:
-        """Compute one more token."""
-        self._token[0] = token
-        self._tokens.append(token)
-        self._engine.model.forward(self._sequence, self._token, self.logits)
-
-    def extend(self, tokens: NDArray[np.int64]) -> None:
-        """Compute several tokens, int64 [n]; the logits are those after the last."""
-        self._tokens.extend(tokens.tolist())
-        for start in range(0, len(tokens), STRIDE):
-            last = start + STRIDE >= len(tokens)
-            part = tokens[start : start + STRIDE]
-            self._engine.model.forward(self._sequence, part, self.logits if last else None)
-
-    def rewind(self, prompt: NDArray[np.int64]) -> int:
-        """Forget what `prompt` doesn't begin with, and its last token; returns what is kept."""
-        known = np.array(self._tokens[: min(len(prompt) - 1, self.length)], np.int64)
-        differing = np.flatnonzero(known != prompt[: len(known)])
-        kept = int(differing[0]) if len(differing) else len(known)
-        self._sequence.truncate(kept)
-        del self._tokens[kept:]
-        return kept
 
 
 def available_cpus() -> int:

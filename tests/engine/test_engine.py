@@ -214,8 +214,8 @@ def test_bad_prompts(engine: Engine) -> None:
 def test_the_core_refuses_what_gets_past_python(engine: Engine) -> None:
     model = engine.model
     sequence = model.sequence()
-    one, out = np.zeros(1, np.int64), np.empty(VOCABULARY, np.float32)
-    read_only = np.empty(VOCABULARY, np.float32)
+    one, out = np.zeros(1, np.int64), np.empty((1, VOCABULARY), np.float32)
+    read_only = np.empty((1, VOCABULARY), np.float32)
     read_only.flags.writeable = False
     for tokens, logits, message in (
         (one[:0], out, "no tokens"),
@@ -224,31 +224,41 @@ def test_the_core_refuses_what_gets_past_python(engine: Engine) -> None:
         (one.astype(np.int32), out, "dtype"),
         (one[None], out, "one row"),
         (np.zeros(4, np.int64)[::2], out, "contiguous"),
-        (one, out[:-1], "shape"),
+        (one, out[:, :-1].copy(), "shape"),
+        (one, out[0], "shape"),
+        (one, None, "no array"),
         (one, out.astype(np.float64), "dtype"),
         (one, np.empty((2, VOCABULARY), np.float32), "shape"),
         (one, read_only, "writeable"),
-        (np.zeros(401, np.int64), None, "context length is 400"),
+        (np.zeros(401, np.int64), out, "context length is 400"),
     ):
         with pytest.raises(GraphError, match=message):
-            model.forward(sequence, tokens, logits)
+            model.forward([(sequence, tokens, "last")], logits)
+    with pytest.raises(GraphError, match="no sequences"):
+        model.forward([], None)
+    with pytest.raises(GraphError, match="kind of logits 'some'"):
+        model.forward([(sequence, one, "some")], out)  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        model.forward([(None, one, "last")], out)  # type: ignore[list-item]
     assert sequence.length == 0
-    model.forward(sequence, np.zeros(400, np.int64), None)
+    model.forward([(sequence, np.zeros(400, np.int64), "none")], None)
     with pytest.raises(GraphError, match="401 tokens, but the model's context length is 400"):
-        model.forward(sequence, one, out)
+        model.forward([(sequence, one, "last")], out)
     for length in (-1, 401):
         with pytest.raises(GraphError, match="can't cut"):
             sequence.truncate(length)
+        with pytest.raises(GraphError, match="can't fork"):
+            sequence.fork(length)
     other = Engine(engine.graph)
     with pytest.raises(GraphError, match="another model"):
-        other.model.forward(sequence, one, out)
+        other.model.forward([(sequence, one, "last")], out)
 
 
 def test_use_after_close(engine: Engine) -> None:
     with engine:
         state = engine.state()
         generation = engine.stream([1, 2, 3], max_tokens=20)
-        next(generation._choose())
+        next(generation)
     for use in (
         lambda: engine.logits([1]),
         lambda: engine.generate([1]),
