@@ -153,9 +153,10 @@ class Batch:
         answer = Answer(self._engine, max_tokens, Sampling(temperature, top_k, top_p, seed), stops)
         ids = self._engine.check_prompt(self._engine.tokens(prompt))
         request = Request(self._engine, ids, answer)
-        if self._pages(request._most_tokens) > self.max_cached_tokens:
+        needed = self._pages(request._most_tokens)
+        if needed > self.max_cached_tokens:
             raise GraphError(
-                f"prompt and answer may take {request._most_tokens} tokens of cache, but "
+                f"prompt and answer may take {needed} tokens of cache, in pages of {self._page}, but "
                 f"max_cached_tokens is {self.max_cached_tokens}; ask for fewer, or raise it"
             )
         with self._queue:
