@@ -30,6 +30,7 @@ TOKENS = typer.Option(128, min=1, help="Tokens to decode.")
 THREADS = typer.Option(None, min=1, help="Threads; all CPUs by default.")
 KERNELS = typer.Option("auto", help="Row of kernels; the best that this CPU has by default.")
 ROUNDS = typer.Option(3, min=1, help="How often everything is timed.")
+SEQUENCES = typer.Option(1, min=1, help="Also time so many sequences decoded together.")
 JSON = typer.Option(False, "--json", help="Print the result as JSON.")
 
 
@@ -45,6 +46,7 @@ def bench(
     threads: int | None = THREADS,
     kernels: str = KERNELS,
     rounds: int = ROUNDS,
+    sequences: int = SEQUENCES,
     json: bool = JSON,
 ) -> None:
     """Tokens per second of decoding and prefill, load time and memory."""
@@ -59,6 +61,7 @@ def bench(
             threads=threads,
             kernels=kernels,
             rounds=rounds,
+            sequences=sequences,
             progress=report,
         )
     if json:
@@ -131,6 +134,9 @@ def table(found: Benchmark, name: str) -> Table:
         ),
         ("sparsity", [f"{s.sparsity:.1%}" for _, s in speeds]),
     ]
+    if found.sequences > 1:
+        cells = [f"{s.together_median:.1f} ({s.together_ratio:.2f} x one)" for _, s in speeds]
+        rows.insert(2, (f"{found.sequences} sequences together, tokens/s", cells))
     ratios = {0: found.decode_ratio, 1: found.prefill_ratio}
     for index, (label, cells) in enumerate(rows):
         ratio = ratios.get(index)

@@ -44,7 +44,6 @@ def export(
 ) -> None:
     """Write the graph that the engine runs: graph.json and graph.safetensors."""
     from ..engine.export import export as run
-    from ..engine.graph import Attention
     from ..engine.graph_file import read_graph
     from ..errors import GraphError
 
@@ -61,12 +60,6 @@ def export(
         highlight=False,
         soft_wrap=True,
     )
-    if any(isinstance(op, Attention) and op.k_scale for op in graph.ops):
-        console.print(
-            "The scales of an int8 cache are stored; the engine does not use them yet and keeps"
-            " keys and values in floats.",
-            soft_wrap=True,
-        )
 
 
 def checkpoint_folder(name: str) -> Path:

@@ -22,6 +22,7 @@ class Cache(str, Enum):
     auto = "auto"
     f32 = "f32"
     f16 = "f16"
+    int8 = "int8"
 
 
 PATH = typer.Argument(
@@ -34,7 +35,9 @@ STOP = typer.Option([], help="End before this text; may be given several times."
 THREADS = typer.Option(None, min=1, help="Threads to compute with; all CPUs by default.")
 KERNELS = typer.Option("auto", help="Kernel row: auto, or a name from `recipe bench --json`.")
 CACHE = typer.Option(
-    Cache.auto, help="Type of the kept keys and values; auto: f16 if the weights are quantized."
+    Cache.auto,
+    help="Type of the kept keys and values; auto: int8 if the checkpoint was calibrated for it, "
+    "else f16 if the weights are quantized.",
 )
 
 

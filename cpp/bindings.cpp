@@ -9,6 +9,8 @@
 
 #include <cstring>
 #include <memory>
+#include <tuple>
+#include <vector>
 
 #include "bindings_kernels.h"
 #include "bindings_ops.h"
@@ -114,32 +116,52 @@ struct Sequence {
         py::gil_scoped_release release;
         decoder->truncate(*cache, length);
     }
+
+    Sequence fork(int64_t length) const {
+        py::gil_scoped_release release;
+        return {decoder, decoder->fork(*cache, length)};
+    }
 };
+
+constexpr const char* kKvNames[] = {"f32", "f16", "int8"};
 
 struct Model {
     std::shared_ptr<Decoder> decoder;
 
-    void forward(const Sequence& sequence, const py::array& tokens,
-                 std::optional<py::array> logits) const {
-        require(sequence.decoder == decoder, "the sequence belongs to another model");
-        const Bytes ids = bytes_of(tokens, "<i8", "tokens");
-        require(tokens.ndim() == 1, "tokens must be one row of ids");
-        const int64_t count = tokens.size(), vocabulary = decoder->graph().sizes.vocabulary;
+    // (sequence, its next tokens, after which of them logits are wanted: "none", "last" or "all")
+    using Request = std::tuple<Sequence, py::array, std::string>;
+
+    void forward(const std::vector<Request>& requests, std::optional<py::array> logits) const {
+        std::vector<Part> parts;
+        int64_t rows = 0;
+        for (const auto& [sequence, tokens, wanted] : requests) {
+            parts.push_back(part(sequence, tokens, wanted));
+            rows += parts.back().rows();
+        }
+        require(rows == 0 || logits, "logits are wanted, but there is no array for them");
         float* out = nullptr;
-        bool last_only = false;
         if (logits) {
             bytes_of(logits, "<f4", "logits");
             require(logits->writeable(), "logits must be writeable");
-            last_only = logits->ndim() == 1;
-            require((last_only && logits->shape(0) == vocabulary) ||
-                        (logits->ndim() == 2 && logits->shape(0) == count &&
-                         logits->shape(1) == vocabulary),
-                    "logits must have shape [vocabulary] or [tokens, vocabulary]");
+            const int64_t vocabulary = decoder->graph().sizes.vocabulary;
+            require(logits->ndim() == 2 && logits->shape(0) == rows &&
+                        logits->shape(1) == vocabulary,
+                    "logits must have shape [" + std::to_string(rows) + ", " +
+                        std::to_string(vocabulary) + "]: a row for each that is wanted");
             out = static_cast<float*>(logits->mutable_data());
         }
         py::gil_scoped_release release;
-        decoder->forward(*sequence.cache, static_cast<const int64_t*>(ids.data), count, last_only,
-                         out);
+        decoder->forward(parts, out);
+    }
+
+    Part part(const Sequence& sequence, const py::array& tokens, const std::string& wanted) const {
+        require(sequence.decoder == decoder, "the sequence belongs to another model");
+        const Bytes ids = bytes_of(tokens, "<i8", "tokens");
+        require(tokens.ndim() == 1, "tokens must be one row of ids");
+        const auto logits = choose<Wanted>(
+            "kind of logits", wanted,
+            {{"none", Wanted::none}, {"last", Wanted::last}, {"all", Wanted::all}});
+        return {sequence.cache.get(), static_cast<const int64_t*>(ids.data), tokens.size(), logits};
     }
 
     py::dict info() const {
@@ -155,7 +177,7 @@ struct Model {
         return py::dict(
             py::arg("kernels") = decoder->kernels().name, py::arg("threads") = decoder->threads(),
             py::arg("matrices") = matrices, py::arg("table_bytes") = tables,
-            py::arg("kv") = decoder->kv() == ops::KvType::f32 ? "f32" : "f16",
+            py::arg("kv") = kKvNames[static_cast<size_t>(decoder->kv())],
             py::arg("page_bytes") = decoder->page_bytes(), py::arg("page_tokens") = ops::kPage,
             py::arg("buffer_bytes") = decoder->buffer_bytes());
     }
@@ -221,7 +243,8 @@ public:
         graph().sizes = {vocabulary, hidden, context, caches};
         graph().ops = ops_from(ops);
         const auto type = choose<ops::KvType>(
-            "cache type", kv, {{"f32", ops::KvType::f32}, {"f16", ops::KvType::f16}});
+            "cache type", kv,
+            {{"f32", ops::KvType::f32}, {"f16", ops::KvType::f16}, {"int8", ops::KvType::int8}});
         auto decoder = std::make_unique<Decoder>(std::move(graph_), kernels_, kernels_.features,
                                                  type, threads);
         // A decoder may die without the interpreter's lock; what it borrows may not.
@@ -286,10 +309,11 @@ PYBIND11_MODULE(_core, module) {
     py::class_<Sequence>(module, "Sequence")
         .def_property_readonly("length", [](const Sequence& s) { return s.cache->length(); })
         .def_property_readonly("bytes", [](const Sequence& s) { return s.cache->bytes(); })
-        .def("truncate", &Sequence::truncate, py::arg("length"));
+        .def("truncate", &Sequence::truncate, py::arg("length"))
+        .def("fork", &Sequence::fork, py::arg("length"));
     py::class_<Model>(module, "Model")
         .def("sequence", [](const Model& m) { return Sequence{m.decoder, m.decoder->new_cache()}; })
-        .def("forward", &Model::forward, py::arg("sequence"), py::arg("tokens"),
+        .def("forward", &Model::forward, py::arg("parts"),
              py::arg("logits").noconvert().none(true))
         .def("info", &Model::info);
     py::class_<Loader>(module, "Loader")

@@ -124,7 +124,8 @@ RopeOp rope(Fields& f) {
 AttentionOp attention(Fields& f) {
     return {f.text("q"),           f.text("k"),         f.text("v"),
             f.text("out"),         f.integer("heads"),  f.integer("kv_heads"),
-            f.integer("head_dim"), f.number("scale"),   f.integer("cache")};
+            f.integer("head_dim"), f.number("scale"),   f.integer("cache"),
+            f.name_or_none("k_scale"), f.name_or_none("v_scale")};
 }
 
 Op op_from(Fields& f) {

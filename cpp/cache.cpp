@@ -6,31 +6,70 @@
 #include "fault.h"
 
 namespace paring {
+namespace {
 
-Cache::Cache(size_t page_bytes, int64_t context) : page_bytes_(page_bytes), context_(context) {
-    const auto pages = static_cast<size_t>(ops::round_up(context, ops::kPage) / ops::kPage);
-    owned_.reserve(pages);
-    pages_.reserve(pages);
+size_t page_count(int64_t tokens) {
+    return static_cast<size_t>(ops::round_up(tokens, ops::kPage) / ops::kPage);
 }
 
-void Cache::reserve(int64_t tokens) {
+}  // namespace
+
+Cache::Cache(size_t page_bytes, int64_t context) : page_bytes_(page_bytes), context_(context) {
+    owned_.reserve(page_count(context));
+    pages_.reserve(page_count(context));
+}
+
+void Cache::check_room(int64_t tokens) const {
     require(tokens <= context_ - length_,
             "the sequence would have " + std::to_string(length_ + tokens) +
                 " tokens, but the model's context length is " + std::to_string(context_) +
                 "; shorten the prompt");
-    while (static_cast<int64_t>(pages_.size()) * ops::kPage < length_ + tokens) {
-        owned_.push_back(allocate_aligned<uint8_t>(page_bytes_));
-        // Slots that hold no token yet are read too (with weight 0), so they must be finite.
-        std::memset(owned_.back().get(), 0, page_bytes_);
-        pages_.push_back(owned_.back().get());
+}
+
+void Cache::reserve(int64_t tokens) {
+    check_room(tokens);
+    const size_t needed = page_count(length_ + tokens);
+    for (auto i = static_cast<size_t>(length_ / ops::kPage); i < needed; ++i) {
+        if (i == owned_.size()) {
+            owned_.push_back(new_page(nullptr));
+            pages_.push_back(owned_.back().get());
+        } else if (owned_[i].use_count() > 1) {
+            owned_[i] = new_page(pages_[i]);
+            pages_[i] = owned_[i].get();
+        }
     }
 }
 
-void Cache::truncate(int64_t length) {
+// A copy, or zeros: slots that hold no token yet are read too (with weight 0), so they must be
+// finite.
+Cache::Page Cache::new_page(const uint8_t* from) const {
+    Page page = allocate_aligned<uint8_t>(page_bytes_);
+    if (from)
+        std::memcpy(page.get(), from, page_bytes_);
+    else
+        std::memset(page.get(), 0, page_bytes_);
+    return page;
+}
+
+void Cache::check_length(int64_t length, const char* verb) const {
     require(length >= 0 && length <= length_,
-            "can't cut a sequence of " + std::to_string(length_) + " tokens to " +
-                std::to_string(length));
+            std::string("can't ") + verb + " a sequence of " + std::to_string(length_) +
+                " tokens to " + std::to_string(length));
+}
+
+void Cache::truncate(int64_t length) {
+    check_length(length, "cut");
     length_ = length;
+}
+
+std::shared_ptr<Cache> Cache::fork(int64_t length) const {
+    check_length(length, "fork");
+    auto made = std::make_shared<Cache>(page_bytes_, context_);
+    const auto count = static_cast<std::ptrdiff_t>(page_count(length));
+    made->owned_.assign(owned_.begin(), owned_.begin() + count);
+    made->pages_.assign(pages_.begin(), pages_.begin() + count);
+    made->length_ = length;
+    return made;
 }
 
 }  // namespace paring

@@ -11,10 +11,8 @@ namespace {
 
 using kernels::Activations;
 
-constexpr int64_t kTokens = 128;     // most tokens that go through the plan together
-constexpr int64_t kSplitTokens = 4;  // up to here attention is split by chunks of keys as well
-constexpr int64_t kTokenBlock = 16;  // tokens of a unit of attention
-constexpr int64_t kMergeAlone = 8;   // from so many chunks on, merging is worth a fork-join
+constexpr int64_t kTokens = Chunk::kTokens;
+constexpr int64_t kMergeAlone = 8;  // from so many chunks on, merging is worth a fork-join
 constexpr size_t kAlign = 64;
 
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -35,6 +33,11 @@ Decoder::Decoder(std::unique_ptr<const Graph> graph, const kernels::KernelRow& k
 void Decoder::truncate(Cache& cache, int64_t length) {
     const auto turn = pool_.enter();
     cache.truncate(length);
+}
+
+std::shared_ptr<Cache> Decoder::fork(const Cache& cache, int64_t length) {
+    const auto turn = pool_.enter();
+    return cache.fork(length);
 }
 
 std::shared_ptr<Cache> Decoder::new_cache() const {
@@ -64,6 +67,7 @@ void Decoder::allocate() {
         next += 2 * size;
     }
     lay_out_planes();
+    attentions_.resize(static_cast<size_t>(kTokens));
     const auto threads = static_cast<size_t>(pool_.threads());
     scratch_ = allocate_aligned<uint8_t>(scratch_bytes_ * threads);
     buffer_bytes_ += (floats + turns) * sizeof(float) + scratch_bytes_ * threads;
@@ -108,13 +112,13 @@ void Decoder::bind(int64_t count) {
 }
 
 // As Hugging Face computes it: the angle is a float32 product.
-void Decoder::set_angles(const Chunk& chunk) {
+void Decoder::set_angles() {
     for (size_t i = 0; i < plan_.angles.size(); ++i) {
         const Vector& inv_freq = *plan_.angles[i].inv_freq;
         float *cos = cos_[i], *sin = sin_[i];
-        for (int64_t t = 0; t < chunk.count; ++t) {
+        for (const int64_t position : chunk_.positions()) {
             for (const float frequency : inv_freq) {
-                const float angle = static_cast<float>(chunk.position + t) * frequency;
+                const float angle = static_cast<float>(position) * frequency;
                 *cos++ = std::cos(angle) * plan_.angles[i].scale;
                 *sin++ = std::sin(angle) * plan_.angles[i].scale;
             }
@@ -124,45 +128,76 @@ void Decoder::set_angles(const Chunk& chunk) {
 
 // --- forward -----------------------------------------------------------------------------------
 
-void Decoder::forward(Cache& cache, const int64_t* tokens, int64_t count, bool last_only,
-                      float* logits) {
-    require(count > 0, "there are no tokens; give at least one");
+// All that can be wrong with a call, before anything is changed. Call only under enter().
+void Decoder::check(const std::vector<Part>& parts) {
+    require(!parts.empty(), "there are no sequences; give at least one");
     const int64_t vocabulary = graph_->sizes.vocabulary;
-    for (int64_t t = 0; t < count; ++t)
-        require(tokens[t] >= 0 && tokens[t] < vocabulary,
-                "token " + std::to_string(t) + " is " + std::to_string(tokens[t]) +
-                    ", outside the vocabulary of " + std::to_string(vocabulary));
-    const auto turn = pool_.enter();
-    cache.reserve(count);
-    const int64_t chunks = (cache.length() + count) / ops::kChunk + 1;
-    const auto partials = static_cast<size_t>(kSplitTokens * chunks * plan_.most_partials);
-    if (partials_.size() < partials) partials_.resize(2 * partials);
-    for (int64_t done = 0; done < count; done += kTokens) {
-        const Chunk chunk{tokens + done, std::min(kTokens, count - done), cache.length(), &cache};
-        bind(chunk.count);
-        set_angles(chunk);
-        for (const Phase& phase : plan_.phases)
-            std::visit([&](const auto& fields) { run(fields, chunk); }, phase);
-        cache.advance(chunk.count);
-        if (!logits) continue;
-        if (!last_only)
-            run_head(chunk, false, logits + done * vocabulary);
-        else if (done + chunk.count == count)
-            run_head(chunk, true, logits);
+    for (size_t i = 0; i < parts.size(); ++i) {
+        const Part& part = parts[i];
+        const std::string place =
+            parts.size() == 1 ? "" : "sequence " + std::to_string(i) + " of the batch: ";
+        require(part.count > 0, place + "there are no tokens; give at least one");
+        for (int64_t t = 0; t < part.count; ++t)
+            require(part.tokens[t] >= 0 && part.tokens[t] < vocabulary,
+                    place + "token " + std::to_string(t) + " is " +
+                        std::to_string(part.tokens[t]) + ", outside the vocabulary of " +
+                        std::to_string(vocabulary));
+        try {
+            part.cache->check_room(part.count);
+        } catch (const Fault& fault) {
+            throw Fault(place + fault.what());
+        }
     }
+    taking_part_.clear();
+    for (const Part& part : parts) taking_part_.push_back(part.cache);
+    std::sort(taking_part_.begin(), taking_part_.end());
+    require(std::adjacent_find(taking_part_.begin(), taking_part_.end()) == taking_part_.end(),
+            "a sequence is in the batch twice; it takes part once");
 }
 
-void Decoder::run(const TokenPhase& phase, const Chunk& chunk) {
+void Decoder::forward(const std::vector<Part>& parts, float* logits) {
+    const auto turn = pool_.enter();
+    check(parts);
+    // All memory is taken before anything is computed.
+    for (const Part& part : parts) part.cache->reserve(part.count);
+    chunk_.reserve(parts);
+    const auto partials = static_cast<size_t>(chunk_.most_partials() * plan_.most_partials);
+    if (partials_.size() < partials) partials_.resize(2 * partials);
+    chunk_.clear();
+    for (const Part& part : parts) {
+        for (int64_t done = 0, count; done < part.count; done += count) {
+            count = std::min(part.count - done, kTokens - chunk_.count());
+            chunk_.add(part, done, count);
+            if (chunk_.count() == kTokens) logits = run_chunk(logits);
+        }
+    }
+    if (chunk_.count() > 0) run_chunk(logits);
+}
+
+// The chunk through all phases; returns where the next one's logits go.
+float* Decoder::run_chunk(float* logits) {
+    bind(chunk_.count());
+    set_angles();
+    for (const Phase& phase : plan_.phases)
+        std::visit([&](const auto& fields) { run(fields); }, phase);
+    for (const Span& span : chunk_.spans()) span.cache->advance(span.count);
+    const auto rows = static_cast<int64_t>(chunk_.wanted().size());
+    if (rows > 0) run_head(logits);
+    chunk_.clear();
+    return rows > 0 ? logits + rows * graph_->sizes.vocabulary : logits;
+}
+
+void Decoder::run(const TokenPhase& phase) {
+    const int64_t count = chunk_.count();
     const int64_t block =
-        chunk.count < 4 ? chunk.count
-                        : std::max<int64_t>(1, chunk.count / (4 * pool_.threads()));
-    pool_.run((chunk.count + block - 1) / block, [&](int64_t unit, int) {
-        const int64_t begin = unit * block, end = std::min(begin + block, chunk.count);
-        for (const TokenStep& step : phase.steps) token_step(step, chunk, begin, end);
+        count < 4 ? count : std::max<int64_t>(1, count / (4 * pool_.threads()));
+    pool_.run((count + block - 1) / block, [&](int64_t unit, int) {
+        const int64_t begin = unit * block, end = std::min(begin + block, count);
+        for (const TokenStep& step : phase.steps) token_step(step, begin, end);
     });
 }
 
-void Decoder::token_step(const TokenStep& step, const Chunk& chunk, int64_t begin, int64_t end) {
+void Decoder::token_step(const TokenStep& step, int64_t begin, int64_t end) {
     auto each = [&](auto&& act) {
         for (int64_t t = begin; t < end; ++t) act(t);
     };
@@ -189,7 +224,10 @@ void Decoder::token_step(const TokenStep& step, const Chunk& chunk, int64_t begi
     } else if (const auto* s = std::get_if<ActivationStep>(&step)) {
         each([&](int64_t t) { ops_.activation(s->curve, at(s->in, t), s->width, at(s->out, t)); });
     } else if (const auto* s = std::get_if<EmbeddingStep>(&step)) {
-        each([&](int64_t t) { s->table->row(ops_, chunk.tokens[t], at(s->out, t)); });
+        const std::vector<int64_t>& tokens = chunk_.tokens();
+        each([&](int64_t t) {
+            s->table->row(ops_, tokens[static_cast<size_t>(t)], at(s->out, t));
+        });
     }
 }
 
@@ -208,7 +246,7 @@ void Decoder::linear(const Member& member, const Unit& unit, const Activations& 
     }
 }
 
-void Decoder::run(const LinearPhase& phase, const Chunk&) {
+void Decoder::run(const LinearPhase& phase) {
     pool_.run(static_cast<int64_t>(phase.units.size()), [&](int64_t index, int thread) {
         const Unit& unit = phase.units[static_cast<size_t>(index)];
         const Member& member = phase.members[unit.member];
@@ -217,12 +255,17 @@ void Decoder::run(const LinearPhase& phase, const Chunk&) {
     });
 }
 
-void Decoder::run_head(const Chunk& chunk, bool last_only, float* logits) {
+// Rows that nobody asks about make room for those that count: the head is the value's last reader.
+void Decoder::run_head(float* logits) {
     const Member& member = plan_.head.members.front();
     const LinearInput& from = plan_.inputs[member.input];
-    const int64_t first = last_only ? chunk.count - 1 : 0, count = chunk.count - first;
+    const auto count = static_cast<int64_t>(chunk_.wanted().size());
+    for (int64_t t = 0; t < count; ++t) {
+        const int64_t row = chunk_.wanted()[static_cast<size_t>(t)];
+        if (row != t) std::copy_n(at(from.slot, row), from.width, at(from.slot, t));
+    }
     const Activations input = kernels::bind_activations(
-        planes_.get() + plane_offsets_[member.input], from.spec, at(from.slot, first),
+        planes_.get() + plane_offsets_[member.input], from.spec, at(from.slot, 0),
         static_cast<size_t>(stride(from.slot)), static_cast<int32_t>(count), from.width);
     if (from.spec.mode != kernels::InputMode::f32)
         pool_.run(count, [&](int64_t t, int) {
@@ -236,50 +279,64 @@ void Decoder::run_head(const Chunk& chunk, bool last_only, float* logits) {
 
 // --- attention ---------------------------------------------------------------------------------
 
-void Decoder::run(const AttentionPhase& phase, const Chunk& chunk) {
+void Decoder::store(const AttentionPhase& phase) {
     const ops::KvLayout& layout = phase.layout;
-    uint8_t* const* pages = chunk.cache->pages();
-    auto store = [&](int64_t kv_head, int) {
-        for (int64_t t = 0; t < chunk.count; ++t) {
-            const int64_t place = chunk.position + t, from = kv_head * layout.head_dim;
-            ops_.store(layout, pages[place / ops::kPage], kv_head, place % ops::kPage,
-                       at(phase.k, t) + from, at(phase.v, t) + from);
+    auto store_head = [&](int64_t kv_head, int) {
+        const int64_t from = kv_head * layout.head_dim;
+        for (const Span& span : chunk_.spans()) {
+            for (int64_t t = 0; t < span.count; ++t) {
+                const int64_t place = span.position + t;
+                ops_.store(layout, span.cache->pages()[place / ops::kPage], kv_head,
+                           place % ops::kPage, at(phase.k, span.row + t) + from,
+                           at(phase.v, span.row + t) + from);
+            }
         }
     };
-    if (chunk.count == 1)
-        for (int64_t head = 0; head < layout.kv_heads; ++head) store(head, 0);
+    if (chunk_.count() == 1)
+        for (int64_t head = 0; head < layout.kv_heads; ++head) store_head(head, 0);
     else
-        pool_.run(layout.kv_heads, store);
+        pool_.run(layout.kv_heads, store_head);
+}
 
+ops::Attention Decoder::attention(const AttentionPhase& phase, const Span& span) {
     ops::Attention a{};
-    a.layout = layout;
-    a.pages = pages;
-    a.q = at(phase.q, 0);
+    a.layout = phase.layout;
+    a.pages = span.cache->pages();
+    a.q = at(phase.q, span.row);
     a.q_stride = static_cast<size_t>(stride(phase.q));
-    a.out = at(phase.out, 0);
+    a.out = at(phase.out, span.row);
     a.out_stride = static_cast<size_t>(stride(phase.out));
     a.heads = phase.heads;
-    a.position = chunk.position;
+    a.position = span.position;
     a.scale = phase.scale;
-    a.chunks = (chunk.position + chunk.count + ops::kChunk - 1) / ops::kChunk;
-    if (chunk.count > kSplitTokens || a.chunks == 1) {
-        const int64_t blocks = (chunk.count + kTokenBlock - 1) / kTokenBlock;
-        pool_.run(layout.kv_heads * blocks, [&](int64_t unit, int) {
-            const int64_t begin = unit / layout.kv_heads * kTokenBlock;
-            ops_.attend(a, unit % layout.kv_heads, begin,
-                        std::min(begin + kTokenBlock, chunk.count));
-        });
-        return;
-    }
-    a.partial = partials_.data();
-    pool_.run(layout.kv_heads * a.chunks, [&](int64_t unit, int) {
-        ops_.attend_chunk(a, unit % layout.kv_heads, 0, chunk.count, unit / layout.kv_heads);
+    a.chunks = span.key_chunks;
+    a.partial = partials_.data() + span.partials * a.heads * a.partial_width();
+    return a;
+}
+
+void Decoder::run(const AttentionPhase& phase) {
+    store(phase);
+    const std::vector<Span>& spans = chunk_.spans();
+    for (size_t i = 0; i < spans.size(); ++i) attentions_[i] = attention(phase, spans[i]);
+    const int64_t kv_heads = phase.layout.kv_heads;
+    const std::vector<AttentionUnit>& units = chunk_.units();
+    pool_.run(kv_heads * static_cast<int64_t>(units.size()), [&](int64_t index, int) {
+        const AttentionUnit& unit = units[static_cast<size_t>(index / kv_heads)];
+        const ops::Attention& a = attentions_[unit.span];
+        if (unit.keys == Chunk::kAllKeys)
+            ops_.attend(a, index % kv_heads, unit.begin, unit.end);
+        else
+            ops_.attend_chunk(a, index % kv_heads, unit.begin, unit.end, unit.keys);
     });
-    const int64_t rows = chunk.count * phase.heads;
-    const int64_t block = a.chunks < kMergeAlone ? rows : 1;
+    const std::vector<Merge>& merges = chunk_.merges();
+    const int64_t rows = static_cast<int64_t>(merges.size()) * phase.heads;
+    if (rows == 0) return;
+    const int64_t block = chunk_.partials() < kMergeAlone ? rows : 1;
     pool_.run((rows + block - 1) / block, [&](int64_t unit, int) {
-        for (int64_t row = unit * block; row < std::min((unit + 1) * block, rows); ++row)
-            ops_.merge(a, row / phase.heads, row % phase.heads);
+        for (int64_t row = unit * block; row < std::min((unit + 1) * block, rows); ++row) {
+            const Merge& merge = merges[static_cast<size_t>(row / phase.heads)];
+            ops_.merge(attentions_[merge.span], merge.token, row % phase.heads);
+        }
     });
 }
 

@@ -1,10 +1,11 @@
-// Runs a plan: tokens in, logits out.
+// Runs a plan: tokens of one sequence or several in, logits out.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "cache.h"
+#include "chunk.h"
 #include "memory.h"
 #include "plan.h"
 #include "threads.h"
@@ -24,12 +25,15 @@ public:
     std::shared_ptr<Cache> new_cache() const;
     // Forgets the sequence's tokens from `length` on.
     void truncate(Cache& cache, int64_t length);
+    // A sequence that begins with the first `length` tokens of another.
+    std::shared_ptr<Cache> fork(const Cache& cache, int64_t length);
 
-    // Appends `count` tokens to the sequence. Writes to `logits` the logits after each of them
-    // [count, vocabulary], after the last one [vocabulary] if `last_only`, or none if it is null.
-    // Throws Fault on an empty input, a token outside the vocabulary, or a full context; the cache
-    // is then as it was.
-    void forward(Cache& cache, const int64_t* tokens, int64_t count, bool last_only, float* logits);
+    // Appends tokens to sequences, all in one pass over the weights for every 128 tokens. What a
+    // sequence gets is what it would get alone. Writes the logits that the parts ask for to
+    // `logits`, rows of [vocabulary] in the parts' order; null is right where nobody asks.
+    // Throws Fault on no parts, a sequence that is there twice, a part without tokens, a token
+    // outside the vocabulary, or a full context; all sequences are then as they were.
+    void forward(const std::vector<Part>& parts, float* logits);
 
     const Graph& graph() const { return *graph_; }
     const kernels::KernelRow& kernels() const { return kernels_; }
@@ -39,14 +43,6 @@ public:
     size_t buffer_bytes() const { return buffer_bytes_; }
 
 private:
-    // Tokens [0, count) of a chunk, whose first stands at `position`.
-    struct Chunk {
-        const int64_t* tokens;
-        int64_t count;
-        int64_t position;
-        Cache* cache;
-    };
-
     std::unique_ptr<const Graph> graph_;
     const kernels::KernelRow& kernels_;
     const ops::OpsRow& ops_;
@@ -64,19 +60,26 @@ private:
     std::vector<float*> cos_, sin_;
     Aligned<uint8_t> scratch_;
     size_t scratch_bytes_ = 0;
+    std::vector<const Cache*> taking_part_;
+    Chunk chunk_;  // in the works
+    std::vector<ops::Attention> attentions_;  // of its spans
     std::vector<float> partials_;
 
     void allocate();
     void lay_out_planes();
     void bind(int64_t count);
-    void set_angles(const Chunk& chunk);
-    void run(const TokenPhase& phase, const Chunk& chunk);
-    void run(const LinearPhase& phase, const Chunk& chunk);
-    void run(const AttentionPhase& phase, const Chunk& chunk);
-    void run_head(const Chunk& chunk, bool last_only, float* logits);
+    void check(const std::vector<Part>& parts);
+    void set_angles();
+    float* run_chunk(float* logits);
+    void run(const TokenPhase& phase);
+    void run(const LinearPhase& phase);
+    void run(const AttentionPhase& phase);
+    void run_head(float* logits);
     void linear(const Member& member, const Unit& unit, const kernels::Activations& input,
                 float* out, size_t stride, int thread);
-    void token_step(const TokenStep& step, const Chunk& chunk, int64_t begin, int64_t end);
+    void token_step(const TokenStep& step, int64_t begin, int64_t end);
+    void store(const AttentionPhase& phase);
+    ops::Attention attention(const AttentionPhase& phase, const Span& span);
 
     float* at(Slot slot, int64_t token) const {
         return slots_[static_cast<size_t>(slot)] + token * stride(slot);

@@ -151,7 +151,18 @@ private:
         check(!used_[static_cast<size_t>(op.cache)],
               "cache " + std::to_string(op.cache) + " is used a second time");
         used_[static_cast<size_t>(op.cache)] = true;
+        cache_scales(op);
         write(op.out, op.heads * op.head_dim);
+    }
+
+    void cache_scales(const AttentionOp& op) const {
+        check(op.k_scale.empty() == op.v_scale.empty(), "k_scale and v_scale go together");
+        if (op.k_scale.empty()) return;
+        for (const std::string* name : {&op.k_scale, &op.v_scale}) {
+            vector_of(*name, op.kv_heads);
+            for (const float scale : vector(*name))
+                check(scale > 0, "'" + *name + "' has a scale that is not positive");
+        }
     }
 
     void visit(const GateOp& op) {

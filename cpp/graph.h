@@ -31,7 +31,7 @@ public:
 
 private:
     kernels::DType dtype_;  // f32, f16 or i8
-    int64_t rows_, columns_, group_, groups_;
+    int64_t rows_, columns_, group_ = 0, groups_ = 0;
     const uint8_t* values_;
     std::vector<float> scales_;
     std::vector<uint8_t> owned_;
@@ -45,7 +45,7 @@ struct Weights {
     std::unordered_map<std::string, Table> tables;
 };
 
-// The ops of docs/architecture.md; fields as in graph.json, an absent bias is empty.
+// The ops of docs/architecture.md; fields as in graph.json, an absent name is empty.
 struct EmbeddingOp {
     std::string weight, out;
 };
@@ -70,6 +70,7 @@ struct AttentionOp {
     int64_t heads, kv_heads, head_dim;
     float scale;
     int64_t cache;
+    std::string k_scale, v_scale;  // of an int8 cache; both or neither
 };
 struct GateOp {
     ops::Curve kind;

@@ -64,7 +64,8 @@ private:
         caches_.resize(static_cast<size_t>(graph_.sizes.caches));
         for (const Op& op : graph_.ops)
             if (const auto* a = std::get_if<AttentionOp>(&op))
-                caches_[static_cast<size_t>(a->cache)] = {kv_, a->kv_heads, a->head_dim, 0};
+                caches_[static_cast<size_t>(a->cache)] = {
+                    kv_, a->kv_heads, a->head_dim, 0, vector(a->k_scale), vector(a->v_scale)};
         for (ops::KvLayout& cache : caches_) {
             cache.offset = plan_.page_bytes;
             plan_.page_bytes += cache.bytes();

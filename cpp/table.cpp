@@ -39,10 +39,10 @@ Table::Table(const kernels::MatrixSource& source)
     : dtype_(source.dtype == DType::i4 ? DType::i8 : source.dtype),
       rows_(source.n),
       columns_(source.k),
-      group_(source.group ? source.group : source.k),
-      groups_((columns_ + group_ - 1) / group_),
       values_(static_cast<const uint8_t*>(source.values)) {
-    kernels::validate(source);
+    kernels::validate(source);  // before dividing by anything it says
+    group_ = source.group ? source.group : source.k;
+    groups_ = (columns_ + group_ - 1) / group_;
     if (source.scales_count) {
         scales_.resize(source.scales_count);
         std::memcpy(scales_.data(), source.scales, source.scales_count * 4);

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .batch import Batch, Event, Request
 from .generation import Completion, Generation, Timings
 from .runtime import Engine
 
-__all__ = ["Completion", "Engine", "Generation", "Timings"]
+__all__ = ["Batch", "Completion", "Engine", "Event", "Generation", "Request", "Timings"]

@@ -1,6 +1,6 @@
 """The compiled engine: kernels and decoder (cpp/)."""
 
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -35,11 +35,16 @@ class Sequence:
     @property
     def bytes(self) -> int: ...
     def truncate(self, length: int) -> None: ...
+    def fork(self, length: int) -> Sequence: ...
 
 class Model:
     def sequence(self) -> Sequence: ...
+    # Parts: a sequence, its next tokens int64 [n], and after which of them it wants logits. They
+    # are written to `logits`, float32 [wanted, vocabulary], in the parts' order.
     def forward(
-        self, sequence: Sequence, tokens: NDArray[Any], logits: NDArray[Any] | None
+        self,
+        parts: list[tuple[Sequence, NDArray[Any], Literal["none", "last", "all"]]],
+        logits: NDArray[Any] | None,
     ) -> None: ...
     def info(self) -> dict[str, Any]: ...
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..progress import Progress
 from .runtime import Engine
+from .state import advance
 
 WARM_UP = 4  # decoded tokens before anything is timed
 
@@ -25,7 +26,8 @@ WARM_UP = 4  # decoded tokens before anything is timed
 class Speed:
     """Of one graph: tokens per second by round, and what it costs to hold it.
 
-    `token_ms` are percentiles of single decode steps, all rounds together. `resident_bytes` is by
+    `token_ms` are percentiles of single decode steps, all rounds together. `together` are the
+    tokens per second of all sequences of a batch, where one was timed. `resident_bytes` is by
     how much loading the graph made this process grow; `bytes_per_token` the weights that one token
     reads; `file_bytes` the size on disk.
     """
@@ -41,6 +43,16 @@ class Speed:
     bytes_per_token: int
     file_bytes: int
     sparsity: float
+    together: list[float] = field(default_factory=list)
+
+    @property
+    def together_median(self) -> float | None:
+        return float(np.median(self.together)) if self.together else None
+
+    @property
+    def together_ratio(self) -> float | None:
+        """Tokens per second of the batch over those of one sequence: the median over rounds."""
+        return _ratio(self.together, self.decode) if self.together else None
 
     @property
     def decode_median(self) -> float:
@@ -61,6 +73,7 @@ class Benchmark:
     tokens: int
     threads: int
     machine: str
+    sequences: int = 1  # decoded together for `Speed.together`, if more than one
 
     @property
     def decode_ratio(self) -> float | None:
@@ -78,6 +91,8 @@ class Benchmark:
             if speed is not None:
                 found[name]["decode_median"] = speed.decode_median
                 found[name]["prefill_median"] = speed.prefill_median
+                found[name]["together_median"] = speed.together_median
+                found[name]["together_ratio"] = speed.together_ratio
         return {**found, "decode_ratio": self.decode_ratio, "prefill_ratio": self.prefill_ratio}
 
 
@@ -94,15 +109,17 @@ def benchmark(
     threads: int | None = None,
     kernels: str = "auto",
     rounds: int = 3,
+    sequences: int = 1,
     progress: Progress | None = None,
 ) -> Benchmark:
     """Time prefill of `prompt` random tokens and greedy decoding of `tokens` more, `rounds` times.
 
-    `against` is another graph, taken in turns with the first; both are loaded all the while.
+    `against` is another graph, taken in turns with the first; both are loaded all the while. With
+    several `sequences`, each round also decodes so many together.
     Raises DataError when the context is too short, GraphError when a graph can't be loaded.
     """
-    if min(prompt, tokens, rounds) < 1:
-        raise DataError("benchmark: prompt, tokens and rounds must be at least 1")
+    if min(prompt, tokens, rounds, sequences) < 1:
+        raise DataError("benchmark: prompt, tokens, rounds and sequences must be at least 1")
     paths = [Path(path) for path in (graph, against) if path is not None]
     with _loaded(paths, threads, kernels) as runs:
         for run in runs:
@@ -113,6 +130,8 @@ def benchmark(
                 decode, prefill = run.round(run.prompt(prompt), tokens, record=True)
                 run.decode.append(decode)
                 run.prefill.append(prefill)
+                if sequences > 1:
+                    run.together.append(run.decode_together(sequences, prompt, tokens))
             if progress is not None:
                 note = " against ".join(f"{run.decode[-1]:.1f}" for run in runs)
                 progress("benchmark", turn + 1, rounds, f"{note} tokens/s")
@@ -125,6 +144,7 @@ def benchmark(
         tokens=tokens,
         threads=used,
         machine=_machine(),
+        sequences=sequences,
     )
 
 
@@ -139,6 +159,7 @@ class _Run:
     decode: list[float] = field(default_factory=list)
     prefill: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
+    together: list[float] = field(default_factory=list)
 
     def check(self, length: int) -> None:
         if length > self.engine.context:
@@ -147,9 +168,9 @@ class _Run:
                 f"{self.engine.context}; ask for fewer"
             )
 
-    def prompt(self, length: int) -> NDArray[np.int64]:
+    def prompt(self, length: int, seed: int = 0) -> NDArray[np.int64]:
         """The same random tokens for every graph with this vocabulary."""
-        return np.random.default_rng(0).integers(0, self.engine.vocabulary, length)
+        return np.random.default_rng(seed).integers(0, self.engine.vocabulary, length)
 
     def round(
         self, prompt: NDArray[np.int64], tokens: int, record: bool = False
@@ -168,6 +189,19 @@ class _Run:
             self.steps += steps
         return tokens / sum(steps), len(prompt) / (prefilled - began)
 
+    def decode_together(self, sequences: int, prompt: int, tokens: int) -> float:
+        """Tokens per second of so many sequences in all, greedy, after a prompt each."""
+        states = [self.engine.state() for _ in range(sequences)]
+        for seed, state in enumerate(states):
+            state.extend(self.prompt(prompt, seed))
+        logits = np.stack([state.logits for state in states])
+        began = time.perf_counter()
+        for _ in range(tokens):
+            chosen = logits.argmax(axis=1)
+            parts = [(s, chosen[i : i + 1], True) for i, s in enumerate(states)]
+            advance(parts, logits)
+        return sequences * tokens / (time.perf_counter() - began)
+
     def speed(self) -> Speed:
         info = self.engine.info()
         percentiles = np.percentile(np.array(self.steps) * 1000, (50, 90, 99))
@@ -184,6 +218,7 @@ class _Run:
             bytes_per_token=info["bytes_per_token"],
             file_bytes=sum(file.bytes for file in self.engine.graph.files.values()),
             sparsity=info["sparsity"],
+            together=self.together,
         )
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import GraphError, ParingError
-from .detokenize import Detokenizer, StopStrings
-from .sampling import Sampler, Sampling
+from ..errors import GraphError
+from .answer import Answer, FinishReason
+from .sampling import Sampling
 from .tokenizer import Message
 
 if TYPE_CHECKING:
-    from .runtime import Engine, State
+    from .runtime import Engine
+    from .state import State
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
-# "stop": an end token or stop string; "length": max_tokens; "context": the context is full.
-FinishReason: TypeAlias = Literal["stop", "length", "context"]
 
 
 @dataclass(frozen=True)
@@ -67,20 +66,11 @@ class Generation(Iterator[str]):
         stop: Sequence[str],
         after: Generation | None = None,
     ) -> None:
-        if max_tokens < 1:
-            raise ParingError(f"max_tokens is {max_tokens}; give at least 1")
-        if "" in stop:
-            raise ParingError("a stop string is empty; every text has one at its start")
         if after is not None and after._engine is not engine:
             raise GraphError("the earlier answer is another engine's")
         self._engine: Engine = engine
         self._prompt = engine.check_prompt(prompt)
-        self._max_tokens = max_tokens
-        self._sampler = Sampler(sampling)
-        self._stops = StopStrings(stop)
-        self._tokens: list[int] = []
-        self._text: list[str] = []
-        self._finish: FinishReason | None = None
+        self._answer = Answer(engine, max_tokens, sampling, stop)
         self._after = after
         self._state: State | None = None
         self._computed = 0
@@ -88,9 +78,7 @@ class Generation(Iterator[str]):
         self._pieces = self._run()
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
-        self._text.append(piece)
-        return piece
+        return next(self._pieces)
 
     def close(self) -> None:
         """Stop here; `completion` is then not available."""
@@ -99,54 +87,31 @@ class Generation(Iterator[str]):
     @property
     def text(self) -> str:
         """The answer so far."""
-        return "".join(self._text)
+        return self._answer.text
 
     @property
     def completion(self) -> Completion:
         """The whole answer. Raises GraphError before the last piece has been taken."""
-        if self._finish is None:
+        answer = self._answer
+        if answer.finish_reason is None:
             raise GraphError("the answer is not finished; take all of its pieces first")
-        timings = Timings(self._computed, self._prompt_seconds, len(self._tokens), self._seconds)
-        return Completion(self.text, self._tokens, self._finish, timings)
+        timings = Timings(self._computed, self._prompt_seconds, len(answer.tokens), self._seconds)
+        return Completion(answer.text, answer.tokens, answer.finish_reason, timings)
 
     def _run(self) -> Generator[str, None, None]:
-        text = Detokenizer(self._engine.decode)
-        for token in self._choose():
-            if piece := self._stops.push(text.push(token)):
-                yield piece
-            if self._stops.found:
-                self._finish = "stop"
-                return
-        # Before `_finish` is known to the caller all text is out.
-        finish, self._finish = self._finish, None
-        rest = self._stops.push(text.flush())
-        if self._stops.found:
-            finish = "stop"
-        if rest := rest + self._stops.flush():
-            yield rest
-        self._finish = finish
-
-    def _choose(self) -> Iterator[int]:
-        """The tokens to show, up to whatever ends the answer."""
+        answer = self._answer
         began = time.perf_counter()
         state = self._begin()
         self._prompt_seconds = time.perf_counter() - began
         began = time.perf_counter()
         while True:
-            token = self._sampler.next(state.logits)
-            self._tokens.append(token)
+            piece = answer.choose(state.logits, room=state.length < self._engine.context)
             self._seconds = time.perf_counter() - began
-            if token in self._engine.end_tokens:
-                self._finish = "stop"
+            if piece:
+                yield piece
+            if answer.finish_reason is not None:
                 return
-            yield token
-            if len(self._tokens) == self._max_tokens:
-                self._finish = "length"
-                return
-            if state.length == self._engine.context:
-                self._finish = "context"
-                return
-            state.append(token)
+            state.append(answer.tokens[-1])
 
     def _begin(self) -> State:
         """The prompt computed, on top of what the earlier answer has in common with it."""

@@ -159,7 +159,7 @@ class Attention:
     """Causal attention, softmax(scale q k^T) v, over the key/value cache number `cache`.
 
     k_scale, v_scale: vectors [kv_heads] where the checkpoint was calibrated for an int8 cache: what is kept is
-    clamp(round(x / scale), -128, 127) of each head. Carried, not used yet: keys and values are kept in floats.
+    clamp(round(x / scale), -128, 127) of each head.
     """
 
     op: Literal["attention"] = "attention"

@@ -12,11 +12,11 @@ import numpy as np
 from ..errors import GraphError
 from ..progress import Progress
 from . import _core
-from .graph import Embedding, Graph, Head, Linear, Matrix, Op, Vector
+from .graph import Attention, Embedding, Graph, Head, Linear, Matrix, Op, Vector
 
 PACKERS = 16  # most threads that pack at once
 
-KvType: TypeAlias = Literal["auto", "f32", "f16"]
+KvType: TypeAlias = Literal["auto", "f32", "f16", "int8"]
 
 
 def pack(
@@ -24,8 +24,9 @@ def pack(
 ) -> _core.Model:
     """The model that runs `graph` with `threads` threads.
 
-    cache: how keys and values are kept; "auto" is f16 if any matrix is quantized: rounding to
-    int8 hides that to f16, and the cache is read as often as the weights are.
+    cache: how keys and values are kept; "auto" is int8 if the graph has calibrated scales for it,
+    and else f16 if any matrix is quantized: rounding to int8 hides that to f16, and the cache is
+    read as often as the weights are.
     Raises GraphError when the graph can't run on this machine, or breaks a rule of the format.
     """
     loader = _core.Loader(kernels)
@@ -73,7 +74,14 @@ def _mapping(array: np.ndarray) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) else None
 
 
+def has_calibrated_cache(graph: Graph) -> bool:
+    """Whether the checkpoint was calibrated for an int8 cache: attentions have scales for it."""
+    return any(isinstance(op, Attention) and op.k_scale is not None for op in graph.ops)
+
+
 def _kv_type(graph: Graph) -> str:
+    if has_calibrated_cache(graph):
+        return "int8"
     quantized = any(isinstance(t, Matrix) and t.quantized for t in graph.tensors.values())
     return "f16" if quantized else "f32"
 
@@ -126,9 +134,5 @@ def _mode(matrix: Matrix) -> str:
 
 
 def _fields(op: Op) -> dict[str, Any]:
-    """The op as graph.json writes it, without the scales of an int8 cache, which the core does not have yet."""
-    return {
-        f.metadata.get("key", f.name): getattr(op, f.name)
-        for f in dataclasses.fields(op)
-        if f.name not in ("k_scale", "v_scale")
-    }
+    """The op as graph.json writes it."""
+    return {f.metadata.get("key", f.name): getattr(op, f.name) for f in dataclasses.fields(op)}

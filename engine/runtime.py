@@ -15,23 +15,24 @@ from numpy.typing import NDArray
 from ..errors import GraphError
 from ..progress import Progress
 from . import _core
+from .batch import Batch
 from .generation import Completion, Generation, Prompt
-from .graph import Attention, Graph, Head, Linear, Matrix
+from .graph import Graph, Head, Linear, Matrix
 from .graph_file import read_graph
-from .packing import KvType, pack
+from .packing import KvType, has_calibrated_cache, pack
 from .sampling import Sampling
+from .state import STRIDE, State
 from .tokenizer import Tokenizer
-
-# Tokens per call of the core: between calls Python sees Ctrl-C.
-STRIDE = 512
 
 
 class Engine:
     """A loaded graph. Safe to use from several threads, which take turns at the CPU.
 
     threads: how many to compute with, the calling one included; None = the CPUs this process may
-    use. kernels: "auto" or a row of `info()["rows"]`. cache: keys and values are kept in "f32" or
-    "f16"; "auto" takes f16 when any matrix is quantized.
+    use. kernels: "auto" or a row of `info()["rows"]`. cache: keys and values are kept in "f32",
+    "f16" or "int8" (by the checkpoint's calibrated scales, else by the largest value of each token
+    and head); "auto" takes int8 when the checkpoint was calibrated for it, else f16 when any
+    matrix is quantized, else f32.
     Raises GraphError when the graph is not sound or can't run here.
     """
 
@@ -102,7 +103,8 @@ class Engine:
         sequence = model.sequence()
         out = np.empty((len(ids), self.vocabulary), np.float32)
         for start in range(0, len(ids), STRIDE):
-            model.forward(sequence, ids[start : start + STRIDE], out[start : start + STRIDE])
+            part = ids[start : start + STRIDE]
+            model.forward([(sequence, part, "all")], out[start : start + STRIDE])
         return out
 
     def stream(
@@ -151,6 +153,10 @@ class Engine:
     def state(self) -> State:
         """A new, empty sequence."""
         return State(self)
+
+    def batch(self, max_sequences: int = 8, max_cached_tokens: int | None = None) -> Batch:
+        """Answers several prompts at a time; see `Batch`."""
+        return Batch(self, max_sequences, max_cached_tokens)
 
     # --- text ----------------------------------------------------------------------------------
 
@@ -209,9 +215,8 @@ class Engine:
         `kernels` (the row in use) and `rows` (those this CPU has); `threads`; `context` in tokens;
         `matrices`: name -> shape, dtype, activation, layout, bytes as packed, sparsity;
         `bytes_per_token`: weight bytes one decoded token reads; `cache`: type and bytes per token
-        of context, and what the checkpoint was `calibrated` for ("int8" or None): its scales are
-        in the graph, but keys and values are kept as `type` says; `memory`: bytes of weights,
-        embedding tables and buffers; `load_seconds`.
+        of context, and what the checkpoint was `calibrated` for ("int8" or None); `memory`: bytes
+        of weights, embedding tables and buffers; `load_seconds`.
         """
         core = self.model.info()
         matrices = {
@@ -232,7 +237,7 @@ class Engine:
             "cache": {
                 "type": core["kv"],
                 "bytes_per_token": core["page_bytes"] // core["page_tokens"],
-                "calibrated": self._calibrated(),
+                "calibrated": "int8" if has_calibrated_cache(self.graph) else None,
             },
             "memory": {
                 "weights": sum(found["bytes"] for found in matrices.values()),
@@ -241,10 +246,6 @@ class Engine:
             },
             "load_seconds": self._load_seconds,
         }
-
-    def _calibrated(self) -> str | None:
-        attentions = [op for op in self.graph.ops if isinstance(op, Attention)]
-        return "int8" if any(op.k_scale is not None for op in attentions) else None
 
     def _describe(self, name: str, packed: dict[str, Any]) -> dict[str, Any]:
         matrix = self.graph.tensors[name]
@@ -260,44 +261,6 @@ class Engine:
             "bytes": packed["bytes"],
             "sparsity": 1 - packed["nonzeros"] / (packed["rows"] * packed["columns"]),
         }
-
-
-class State:
-    """One sequence: its tokens so far are in the cache, `logits` [vocabulary] are for the next."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._sequence = engine.model.sequence()
-        self._tokens: list[int] = []
-        self._token = np.empty(1, np.int64)
-        self.logits = np.empty(engine.vocabulary, np.float32)
-
-    @property
-    def length(self) -> int:
-        return self._sequence.length
-
-    def append(self, token: int) -> None:
-        """Compute one more token."""
-        self._token[0] = token
-        self._tokens.append(token)
-        self._engine.model.forward(self._sequence, self._token, self.logits)
-
-    def extend(self, tokens: NDArray[np.int64]) -> None:
-        """Compute several tokens, int64 [n]; the logits are those after the last."""
-        self._tokens.extend(tokens.tolist())
-        for start in range(0, len(tokens), STRIDE):
-            last = start + STRIDE >= len(tokens)
-            part = tokens[start : start + STRIDE]
-            self._engine.model.forward(self._sequence, part, self.logits if last else None)
-
-    def rewind(self, prompt: NDArray[np.int64]) -> int:
-        """Forget what `prompt` doesn't begin with, and its last token; returns what is kept."""
-        known = np.array(self._tokens[: min(len(prompt) - 1, self.length)], np.int64)
-        differing = np.flatnonzero(known != prompt[: len(known)])
-        kept = int(differing[0]) if len(differing) else len(known)
-        self._sequence.truncate(kept)
-        del self._tokens[kept:]
-        return kept
 
 
 def available_cpus() -> int:

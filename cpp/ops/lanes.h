@@ -21,6 +21,7 @@ namespace {
 typedef float Lanes __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 PARING_INLINE Lanes splat(float value) { return Lanes{} + value; }
 
@@ -69,6 +70,27 @@ PARING_INLINE Lanes from_halves(const uint16_t* x) {
     const Ints sign = (wide & 0x8000) << 16;
     const Ints result = special ? (magnitude | 0x7f800000) : (Ints)scaled;
     return (Lanes)(result | sign);
+#endif
+}
+
+PARING_INLINE Lanes from_bytes(const int8_t* x) {
+#if defined(__AVX512F__)
+    __m128i bytes;
+    memcpy(&bytes, x, sizeof bytes);
+    return (Lanes)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#elif defined(__AVX2__)
+    __m256 wide[2];
+    for (int half = 0; half < 2; ++half) {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i*)(x + 8 * half));
+        wide[half] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    }
+    Lanes lanes;
+    memcpy(&lanes, wide, sizeof lanes);
+    return lanes;
+#else
+    Bytes bytes;
+    memcpy(&bytes, x, sizeof bytes);
+    return __builtin_convertvector(bytes, Lanes);
 #endif
 }
 

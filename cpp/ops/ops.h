@@ -19,25 +19,35 @@ constexpr int64_t kLanes = 16;
 
 enum class NormKind : uint8_t { rms, layer };
 enum class Curve : uint8_t { silu, gelu, gelu_tanh, relu };
-enum class KvType : uint8_t { f32, f16 };
+enum class KvType : uint8_t { f32, f16, int8 };
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-constexpr size_t kv_bytes(KvType type) { return type == KvType::f32 ? 4 : 2; }
+constexpr size_t kv_bytes(KvType type) {
+    return type == KvType::f32 ? 4 : type == KvType::f16 ? 2 : 1;
+}
 
 // Where a cache index keeps its keys and values inside every page: per kv head a key block
-// [head_dim][kPage], then a value block [kPage][head_dim rounded up to kLanes].
+// [head_dim][kPage], then a value block [kPage][head_dim rounded up to kLanes]. int8 adds what one step
+// of each token's integers is worth: f32 [kPage] for keys, then [kPage] for values.
 struct KvLayout {
     KvType type;
     int64_t kv_heads, head_dim;
     size_t offset;  // bytes from the start of a page
+    // int8 only, [kv_heads]: the scales to store by; null: the largest value of each token decides.
+    const float* key_scales;
+    const float* value_scales;
 
     constexpr int64_t padded() const { return round_up(head_dim, kLanes); }
     constexpr size_t key_bytes() const {
         return static_cast<size_t>(head_dim * kPage) * kv_bytes(type);
     }
-    constexpr size_t head_bytes() const {
-        return key_bytes() + static_cast<size_t>(padded() * kPage) * kv_bytes(type);
+    constexpr size_t value_bytes() const {
+        return static_cast<size_t>(padded() * kPage) * kv_bytes(type);
     }
+    constexpr size_t scale_bytes() const {
+        return type == KvType::int8 ? 2 * kPage * sizeof(float) : 0;
+    }
+    constexpr size_t head_bytes() const { return key_bytes() + value_bytes() + scale_bytes(); }
     constexpr size_t bytes() const { return head_bytes() * static_cast<size_t>(kv_heads); }
 };
 

@@ -16,7 +16,8 @@ from .layer import EPSILON, INT8
 if TYPE_CHECKING:
     from ..blocks import Block
 
-ARGUMENT = "past_key_values"
+# What attentions call their cache: transformers renamed it in 5.24.
+ARGUMENTS = ("past_key_values", "cache")
 
 
 @dataclass
@@ -62,11 +63,11 @@ def calibrate(block: Block) -> dict[str, CacheQuantization]:
     attentions = {
         f"{block.name}.{name}": module
         for name, module in block.module.named_modules()
-        if name and ARGUMENT in inspect.signature(module.forward).parameters
+        if name and _argument(module) is not None
     }
     if not attentions:
         raise ModelError(
-            f"{block.name} has no attention with a `{ARGUMENT}`, so no cache to quantize; leave kv_cache out"
+            f"{block.name} has no attention with a `{ARGUMENTS[0]}`, so no cache to quantize; leave kv_cache out"
         )
     largest: dict[str, list[torch.Tensor]] = {}
 
@@ -92,6 +93,12 @@ def calibrate(block: Block) -> dict[str, CacheQuantization]:
         name: CacheQuantization(module, _scale(largest[name][0]), _scale(largest[name][1]))
         for name, module in attentions.items()
     }
+
+
+def _argument(module: nn.Module) -> str | None:
+    """The name of the argument by which a module takes a cache, if it does."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in ARGUMENTS if name in parameters), None)
 
 
 def _scale(amax: torch.Tensor) -> torch.Tensor:
@@ -128,9 +135,12 @@ class _Cache:
 
 
 def _watch(module: nn.Module, change: Any) -> RemovableHandle:
+    argument = _argument(module)
+    assert argument is not None
+
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {**kwargs, ARGUMENT: _Cache(change, kwargs.get(ARGUMENT))}
+        return args, {**kwargs, argument: _Cache(change, kwargs.get(argument))}
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)

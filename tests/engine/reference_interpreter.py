@@ -24,11 +24,18 @@ from paring.engine.graph import (
 Array = np.ndarray
 
 
-def logits(graph: Graph, tokens: list[int]) -> Array:
-    """float64 [tokens, vocabulary]."""
+def logits(graph: Graph, tokens: list[int], cache: str = "f32") -> Array:
+    """float64 [tokens, vocabulary]; keys and values rounded as an int8 `cache` keeps them."""
     values: dict[str, Array] = {}
     for op in graph.ops:
-        values[op.out] = _run(graph, op, values, tokens)
+        if isinstance(op, Attention) and cache == "int8":
+            kept = {
+                name: _kept_as_int8(graph, scale, values[name], op.kv_heads)
+                for name, scale in ((op.k, op.k_scale), (op.v, op.v_scale))
+            }
+            values[op.out] = _attention(op, values[op.q], kept[op.k], kept[op.v])
+        else:
+            values[op.out] = _run(graph, op, values, tokens)
     return values[graph.ops[-1].out]
 
 
@@ -103,6 +110,19 @@ def _rope(op: Rope, frequencies: Array, x: Array) -> Array:
             x[position, :, a] = first * cos - second * sin
             x[position, :, b] = second * cos + first * sin
     return x.reshape(len(x), -1)
+
+
+def _kept_as_int8(graph: Graph, name: str | None, x: Array, kv_heads: int) -> Array:
+    """Each head of each token as integers times a float32 scale: the graph's, or its own."""
+    heads = x.reshape(len(x), kv_heads, -1).astype(np.float32)
+    if name is None:
+        scale = np.abs(heads).max(axis=2, keepdims=True) / np.float32(127.5)
+    else:
+        scale = graph.arrays[f"{name}/values"].reshape(1, -1, 1)
+    with np.errstate(over="ignore"):
+        steps = np.divide(heads, scale, out=np.zeros_like(heads), where=scale > 0)
+    integers = np.clip(np.rint(steps), -128, 127)
+    return (integers.astype(np.float64) * scale).reshape(x.shape)
 
 
 def _attention(op: Attention, q: Array, k: Array, v: Array) -> Array:

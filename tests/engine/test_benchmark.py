@@ -91,6 +91,19 @@ def test_result_is_json_with_ratios(llama: Callable[..., Path]) -> None:
     assert both["decode_ratio"] == both["speed"]["decode"][0] / both["baseline"]["decode"][0]
 
 
+def test_sequences_are_decoded_together(llama: Callable[..., Path]) -> None:
+    graph = export(llama())
+    found = benchmark(graph, graph, prompt=3, tokens=4, rounds=2, sequences=5)
+    assert found.sequences == 5
+    assert found.baseline is not None
+    for one in (found.speed, found.baseline):
+        assert len(one.together) == 2
+        assert one.together_ratio == np.median(np.array(one.together) / np.array(one.decode))
+    assert found.to_json()["speed"]["together_median"] == found.speed.together_median
+    alone = benchmark(graph, prompt=3, tokens=2, rounds=1)
+    assert (alone.speed.together, alone.speed.together_ratio) == ([], None)
+
+
 def test_resident_bytes_see_memory() -> None:
     before = module.resident_bytes()
     held = np.ones(50_000_000 // 8)
@@ -104,5 +117,7 @@ def test_bad_requests(llama: Callable[..., Path]) -> None:
         benchmark(graph, prompt=100, tokens=29)
     with pytest.raises(DataError, match="at least 1"):
         benchmark(graph, rounds=0)
+    with pytest.raises(DataError, match="at least 1"):
+        benchmark(graph, sequences=0)
     with pytest.raises(GraphError):
         benchmark(graph, graph / "nothing")

@@ -90,4 +90,7 @@ def test_bench_against_the_model_the_recipe_began_with(
     shown = recipe("bench", checkpoint / "graph", "--against", "dense", *options)
     for part in ("decode 3 tokens", "dense FP32", "ratio", "read per token", "p99"):
         assert part in shown
-    assert "ratio" not in recipe("bench", checkpoint, *options)
+    alone = recipe("bench", checkpoint, *options)
+    assert "ratio" not in alone
+    assert "together" not in alone
+    assert "3 sequences together" in recipe("bench", checkpoint, "--sequences", "3", *options)

@@ -47,6 +47,8 @@ def model() -> Graph:
         Add(a="x", b="a", out="y"),
     )
     b.caches = 1
+    b.vector("two", np.array([0.1, 0.2]))  # scales of a cache, for the tests that name them
+    b.vector("zero", np.array([0.1, 0.0]))
     return b.graph("y", head="head")
 
 
@@ -97,6 +99,12 @@ OPS = [
     (7, {"cache": 1}, "cache 1"),
     (7, {"cache": -1}, "cache -1"),
     (7, {"scale": 1e300}, "finite"),
+    (7, {"k_scale": "norm"}, "go together"),
+    (7, {"v_scale": "norm"}, "go together"),
+    (7, {"k_scale": "norm", "v_scale": "norm"}, "expected 2"),
+    (7, {"k_scale": "two", "v_scale": "nothing"}, "no vector 'nothing'"),
+    (7, {"k_scale": "two", "v_scale": "zero"}, "not positive"),
+    (7, {"k_scale": "two", "v_scale": ""}, "must not be empty"),
     (8, {"b": "k"}, "expected 32"),
     (9, {"input": "k"}, "expected 32"),
     (9, {"weight": "wq"}, "expected 40"),
@@ -179,6 +187,10 @@ def test_declared_counts_are_not_believed() -> None:
         tensors["wq"] = dataclasses.replace(tensors["wq"], **change)  # type: ignore[arg-type]
         with pytest.raises(GraphError, match="wq"):
             run(dataclasses.replace(graph, tensors=tensors))
+    tensors = dict(graph.tensors)
+    tensors["embedding"] = dataclasses.replace(tensors["embedding"], shape=(40, 0))  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match="embedding.*at least 1 x 1"):
+        run(dataclasses.replace(graph, tensors=tensors))
 
 
 def test_a_loader_takes_each_name_once_and_finishes_once() -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from paring.engine import Engine, _core
 from paring.engine.export import export
+from paring.engine.perplexity import perplexity
 from paring.errors import GraphError
 
 RANDOM = np.random.default_rng(5)
@@ -100,12 +101,13 @@ def test_every_row_and_thread_count_gives_the_same_bits(
             assert np.array_equal(found, expected), (row, threads)
 
 
+@pytest.mark.parametrize("cache", ["auto", "int8"])
 @pytest.mark.parametrize("name", [None, "w8a8", "w8a16", "w4a16-g32"])
 def test_a_prompt_at_once_equals_token_by_token(
-    llama: Callable[..., Path], quantized: Callable[..., Path], name: str | None
+    llama: Callable[..., Path], quantized: Callable[..., Path], name: str | None, cache: Any
 ) -> None:
     make = llama if name is None else lambda **changes: quantized(name, **changes)
-    engine = Engine.load(export(make(max_position_embeddings=400)), threads=2)
+    engine = Engine.load(export(make(max_position_embeddings=400)), threads=2, cache=cache)
     expected = engine.logits(LONG)
     state = engine.state()
     for place, token in enumerate(LONG):
@@ -138,6 +140,25 @@ def test_quantized_graphs_keep_keys_and_values_in_f16(
     a, b = half.logits(TOKENS), full.logits(TOKENS)
     # Of the size of what one activation rounded the other way does.
     assert 0 < np.linalg.norm(a - b) <= 0.05 * np.linalg.norm(b)
+
+
+def test_an_int8_cache_hardly_changes_perplexity(llama: Callable[..., Path]) -> None:
+    """Logits differ, by what rounding to 255 steps may do, and perplexity by under half a percent."""
+    folder = export(llama(max_position_embeddings=400))
+    full, int8 = Engine.load(folder, cache="f32"), Engine.load(folder, cache="int8")
+    a, b = full.logits(LONG), int8.logits(LONG)
+    assert 0 < np.linalg.norm(a - b) <= 0.02 * np.linalg.norm(a)
+    exact, rounded = (
+        perplexity(e.logits, np.array(LONG), window=100, windows=3).value for e in (full, int8)
+    )
+    assert rounded == pytest.approx(exact, rel=0.005)
+    assert rounded != exact
+    size, scales = 2 * 2 * 2 * 16, 2 * 2 * 2 * 4  # layers, keys and values, kv heads, bytes of each
+    assert int8.info()["cache"] == {
+        "type": "int8",
+        "bytes_per_token": size + scales,
+        "calibrated": None,
+    }
 
 
 def test_info(quantized: Callable[..., Path]) -> None:
@@ -193,8 +214,8 @@ def test_bad_prompts(engine: Engine) -> None:
 def test_the_core_refuses_what_gets_past_python(engine: Engine) -> None:
     model = engine.model
     sequence = model.sequence()
-    one, out = np.zeros(1, np.int64), np.empty(VOCABULARY, np.float32)
-    read_only = np.empty(VOCABULARY, np.float32)
+    one, out = np.zeros(1, np.int64), np.empty((1, VOCABULARY), np.float32)
+    read_only = np.empty((1, VOCABULARY), np.float32)
     read_only.flags.writeable = False
     for tokens, logits, message in (
         (one[:0], out, "no tokens"),
@@ -203,31 +224,41 @@ def test_the_core_refuses_what_gets_past_python(engine: Engine) -> None:
         (one.astype(np.int32), out, "dtype"),
         (one[None], out, "one row"),
         (np.zeros(4, np.int64)[::2], out, "contiguous"),
-        (one, out[:-1], "shape"),
+        (one, out[:, :-1].copy(), "shape"),
+        (one, out[0], "shape"),
+        (one, None, "no array"),
         (one, out.astype(np.float64), "dtype"),
         (one, np.empty((2, VOCABULARY), np.float32), "shape"),
         (one, read_only, "writeable"),
-        (np.zeros(401, np.int64), None, "context length is 400"),
+        (np.zeros(401, np.int64), out, "context length is 400"),
     ):
         with pytest.raises(GraphError, match=message):
-            model.forward(sequence, tokens, logits)
+            model.forward([(sequence, tokens, "last")], logits)
+    with pytest.raises(GraphError, match="no sequences"):
+        model.forward([], None)
+    with pytest.raises(GraphError, match="kind of logits 'some'"):
+        model.forward([(sequence, one, "some")], out)  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        model.forward([(None, one, "last")], out)  # type: ignore[list-item]
     assert sequence.length == 0
-    model.forward(sequence, np.zeros(400, np.int64), None)
+    model.forward([(sequence, np.zeros(400, np.int64), "none")], None)
     with pytest.raises(GraphError, match="401 tokens, but the model's context length is 400"):
-        model.forward(sequence, one, out)
+        model.forward([(sequence, one, "last")], out)
     for length in (-1, 401):
         with pytest.raises(GraphError, match="can't cut"):
             sequence.truncate(length)
+        with pytest.raises(GraphError, match="can't fork"):
+            sequence.fork(length)
     other = Engine(engine.graph)
     with pytest.raises(GraphError, match="another model"):
-        other.model.forward(sequence, one, out)
+        other.model.forward([(sequence, one, "last")], out)
 
 
 def test_use_after_close(engine: Engine) -> None:
     with engine:
         state = engine.state()
         generation = engine.stream([1, 2, 3], max_tokens=20)
-        next(generation._choose())
+        next(generation)
     for use in (
         lambda: engine.logits([1]),
         lambda: engine.generate([1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def compare(graph: Any, tokens: list[int], steps: float, **how: Any) -> None:
 
     They are also the same bits on every kernel row and thread count.
     """
-    exact = reference_interpreter.logits(graph, tokens)
+    exact = reference_interpreter.logits(graph, tokens, **how)
     assert np.abs(exact).max() > 1e-3
     found = Engine(graph, threads=1, **how).logits(tokens)
     error = np.abs(found - exact).max() / np.abs(exact).max()
@@ -119,7 +120,68 @@ def test_attention(shape: tuple[int, int, int]) -> None:
     compare(graph, tokens(b, 90), steps=64)
 
 
-@pytest.mark.parametrize("cache", ["f32", "f16"])
+def int8_attention(
+    heads: int, kv_heads: int, head_dim: int, context: int, calibrated: bool
+) -> tuple[Any, Builder]:
+    """Keys and values are the input's own, so that the interpreter rounds the very same floats."""
+    graph, b = attention_graph(heads, kv_heads, head_dim, context)
+    width = heads * head_dim
+    for name, first in (("wk", 0), ("wv", width - kv_heads * head_dim)):
+        graph.arrays[f"{name}/values"][:] = np.eye(kv_heads * head_dim, width, k=first)
+    if calibrated:  # so narrow that some values are clamped
+        for name, largest in (("k_scale", 2.0), ("v_scale", 1.5)):
+            b.vector(name, np.linspace(largest, 1.0, kv_heads) / 127.5)
+        place = next(i for i, op in enumerate(graph.ops) if isinstance(op, Attention))
+        op = dataclasses.replace(graph.ops[place], k_scale="k_scale", v_scale="v_scale")
+        graph = dataclasses.replace(
+            graph,
+            ops=(*graph.ops[:place], op, *graph.ops[place + 1 :]),
+            tensors=dict(b.tensors),
+            arrays={**graph.arrays, **{n: a for n, a in b.arrays.items() if "_scale" in n}},
+        )
+    return graph, b
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("shape", ATTENTION, ids=str)
+def test_attention_over_an_int8_cache(shape: tuple[int, int, int], calibrated: bool) -> None:
+    graph, b = int8_attention(*shape, context=90, calibrated=calibrated)
+    compare(graph, tokens(b, 90), steps=64, cache="int8")
+
+
+def test_int8_cache_rounds_like_numpy_on_every_row() -> None:
+    """With one key, attention gives back its value as the cache keeps it."""
+    values = np.zeros((5, 20), np.float32)
+    values[0, :7] = [127.5, 0.5, 1.5, -0.5, -1.5, 126.5, -127.5]  # steps of 1: ties go to even
+    values[1, :3] = [3e38, -3e38, 1e30]
+    values[2, :2] = [1e-45, 2e-45]  # the scale is 0
+    values[4] = np.random.default_rng(3).standard_normal(20)
+    for calibrated in (False, True):
+        graph, _ = int8_attention(1, 1, 20, context=4, calibrated=calibrated)
+        graph.arrays["wq/values"][:] = 0  # the scores of the great ones would overflow
+        graph.arrays["embedding/values"][:5] = values
+        for token in range(5):
+            expected = reference_interpreter.logits(graph, [token], "int8")[0]
+            for row in _core.rows():
+                with Engine(graph, threads=1, kernels=row, cache="int8") as engine:
+                    found = engine.logits([token])[0]
+                np.testing.assert_array_equal(found, expected.astype(np.float32), err_msg=row)
+
+
+def test_int8_cache_shows_what_is_not_finite() -> None:
+    """A product that overflows is NaN in the result, as with floats, and no integer is undefined."""
+    for calibrated in (False, True):
+        graph, _ = int8_attention(2, 1, 20, context=8, calibrated=calibrated)
+        graph.arrays["embedding/values"][3, 5] = 3e38
+        graph.arrays["wv/values"][:, 5] = 2  # 6e38 is infinite
+        for row in _core.rows():
+            with Engine(graph, threads=1, kernels=row, cache="int8") as engine:
+                found = engine.logits([1, 2, 3, 1])
+            assert np.isfinite(found[:2]).all(), row
+            assert np.isnan(found[2:, :40]).all(), row
+
+
+@pytest.mark.parametrize("cache", ["f32", "f16", "int8"])
 def test_attention_over_many_pages_is_the_same_token_by_token(cache: Any) -> None:
     """700 tokens cross pages, chunks of keys, and chunks of the prompt."""
     graph, b = attention_graph(4, 2, 16, context=700)
@@ -128,7 +190,7 @@ def test_attention_over_many_pages_is_the_same_token_by_token(cache: Any) -> Non
     for threads in (1, 3):
         engine = Engine(graph, threads=threads, cache=cache)
         whole = engine.logits(ids)
-        tolerance = 64 * EPSILON if cache == "f32" else 2.0**-10
+        tolerance = {"f32": 64 * EPSILON, "f16": 2.0**-10, "int8": 2.0**-6}[cache]
         assert np.abs(whole - exact).max() <= tolerance * np.abs(exact).max()
         state = engine.state()
         for place, token in enumerate(ids):

@@ -1,0 +1,86 @@
+"""One sequence of an engine, and several of them computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+
+if TYPE_CHECKING:
+    from .runtime import Engine
+
+# Tokens per call of the core: between calls Python sees Ctrl-C.
+STRIDE = 512
+
+
+class State:
+    """One sequence: its tokens so far are in the cache, `logits` [vocabulary] are for the next."""
+
+    def __init__(self, engine: Engine, sequence: _core.Sequence | None = None) -> None:
+        self._engine = engine
+        self._sequence = engine.model.sequence() if sequence is None else sequence
+        self._tokens: list[int] = []
+        self._token = np.empty(1, np.int64)
+        self._logits = np.empty((1, engine.vocabulary), np.float32)
+        self.logits: NDArray[np.float32] = self._logits[0]
+
+    @property
+    def length(self) -> int:
+        return self._sequence.length
+
+    def append(self, token: int) -> None:
+        """Compute one more token."""
+        self._token[0] = token
+        advance([(self, self._token, True)], self._logits)
+
+    def extend(self, tokens: NDArray[np.int64]) -> None:
+        """Compute several tokens, int64 [n]; the logits are those after the last."""
+        for start in range(0, len(tokens), STRIDE):
+            last = start + STRIDE >= len(tokens)
+            advance([(self, tokens[start : start + STRIDE], last)], self._logits)
+
+    def common(self, prompt: NDArray[np.int64]) -> int:
+        """How many of these tokens `prompt` begins with, its last one never counted."""
+        known = np.array(self._tokens[: min(len(prompt) - 1, self.length)], np.int64)
+        differing = np.flatnonzero(known != prompt[: len(known)])
+        return int(differing[0]) if len(differing) else len(known)
+
+    def rewind(self, prompt: NDArray[np.int64]) -> int:
+        """Forget what `prompt` doesn't begin with, and its last token; returns what is kept."""
+        kept = self.common(prompt)
+        self._sequence.truncate(kept)
+        del self._tokens[kept:]
+        return kept
+
+    def fork(self, length: int) -> State:
+        """A sequence of its own that begins with the first `length` tokens of this one.
+
+        Full pages of the cache are shared, until either of the two writes into them.
+        """
+        made = State(self._engine, self._sequence.fork(length))
+        made._tokens = self._tokens[:length]
+        return made
+
+
+def advance(
+    parts: Sequence[tuple[State, NDArray[np.int64], bool]], logits: NDArray[np.float32]
+) -> None:
+    """Compute the next tokens of several sequences of one engine, reading its weights once.
+
+    parts: a sequence, its next tokens int64 [n], whether the logits after the last one are wanted:
+    these go to `logits` float32 [at least as many, vocabulary], one row after the other. Every
+    sequence gets what it would get alone. Raises GraphError, with all sequences as they were, when
+    tokens are missing or unknown, one sequence is there twice or would outgrow the context.
+    """
+    calls: list[Any] = [
+        (state._sequence, tokens, "last" if wanted else "none") for state, tokens, wanted in parts
+    ]
+    rows = sum(wanted for _, _, wanted in parts)
+    model = parts[0][0]._engine.model
+    model.forward(calls, logits[:rows] if rows else None)
+    for state, tokens, _ in parts:
+        state._tokens.extend(tokens.tolist())
