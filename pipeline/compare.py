@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ..engine import Engine
+from .greedy import greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,12 +99,5 @@ def text_samples(
 def _continue(model: PreTrainedModel, ids: list[int]) -> list[int]:
     stops = model.generation_config.eos_token_id if model.generation_config else None
     ends = set(stops if isinstance(stops, list) else [stops])
-    found: list[int] = []
-    output = model(torch.tensor([ids], device=model.device), use_cache=True)
-    while len(found) < SAID:
-        token = output.logits[:, -1:].argmax(-1)
-        if int(token) in ends:
-            break
-        found.append(int(token))
-        output = model(token, past_key_values=output.past_key_values, use_cache=True)
-    return found
+    said = itertools.takewhile(lambda token: token not in ends, greedy(model, ids))
+    return list(itertools.islice(said, SAID))

@@ -19,6 +19,7 @@ from ..engine.perplexity import answer_perplexity, perplexity
 from ..errors import DataError
 from ..progress import Progress
 from .data import evaluation_tokens, prompts_with_answers
+from .greedy import greedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,9 +149,9 @@ def compare_speed(
 
 @torch.inference_mode()
 def _torch_speed(model: PreTrainedModel, prompt: int, tokens: int) -> float:
-    output = model(torch.arange(prompt)[None], use_cache=True)
+    decoded = greedy(model, list(range(prompt)))
+    next(decoded)  # the prompt
     began = time.perf_counter()
     for _ in range(tokens):
-        token = output.logits[:, -1:].argmax(-1)
-        output = model(token, past_key_values=output.past_key_values, use_cache=True)
+        next(decoded)
     return tokens / (time.perf_counter() - began)

@@ -18,6 +18,7 @@ from .. import zoo
 from ..errors import ModelError
 from ..progress import Progress
 from .durable import file_fingerprint
+from .stored_caches import round_caches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +45,7 @@ def load_model(
     if compressed and dequantize:
         _forget_quantization(model)
     elif compressed:  # it decompresses in its first forward, with bars
+        round_caches(model, place, quantization.get("kv_cache_scheme"))
         with _silent(), torch.no_grad():
             model(torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
     if progress:

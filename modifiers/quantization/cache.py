@@ -63,7 +63,7 @@ def calibrate(block: Block) -> dict[str, CacheQuantization]:
     attentions = {
         f"{block.name}.{name}": module
         for name, module in block.module.named_modules()
-        if name and _argument(module) is not None
+        if name and cache_argument(module) is not None
     }
     if not attentions:
         raise ModelError(
@@ -95,8 +95,11 @@ def calibrate(block: Block) -> dict[str, CacheQuantization]:
     }
 
 
-def _argument(module: nn.Module) -> str | None:
-    """The name of the argument by which a module takes a cache, if it does."""
+def cache_argument(module: nn.Module) -> str | None:
+    """The name of the argument by which an attention or a whole model takes a cache, if it does.
+
+    A model's outputs have the cache under the same name.
+    """
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in ARGUMENTS if name in parameters), None)
 
@@ -135,7 +138,7 @@ class _Cache:
 
 
 def _watch(module: nn.Module, change: Any) -> RemovableHandle:
-    argument = _argument(module)
+    argument = cache_argument(module)
     assert argument is not None
 
     def hook(

@@ -6,7 +6,7 @@ from torch import nn
 
 from paring.errors import ModelError
 from paring.modifiers import Session
-from paring.modifiers.quantization.cache import calibrate
+from paring.modifiers.quantization.cache import cache_argument, calibrate
 from paring.modifiers.quantization.gptq import GPTQ
 from paring.modifiers.quantization.quantization import Quantization
 
@@ -14,7 +14,8 @@ from paring.modifiers.quantization.quantization import Quantization
 def stored(model, tokens) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Keys and values of each layer, [batch, kv_heads, length, head_dim], as the model keeps them."""
     with torch.no_grad():
-        cache = model(tokens, use_cache=True).past_key_values
+        output = model(tokens, use_cache=True)
+        cache = output[cache_argument(model)]
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -50,10 +51,10 @@ def test_decoding_with_a_cache_computes_what_one_pass_does(pico, calibration):
     tokens = calibration[:1]
     with torch.no_grad():
         whole = model(tokens, use_cache=False).logits
-        cache, steps = None, []
+        name, cache, steps = cache_argument(model), None, []
         for t in range(tokens.shape[1]):
-            output = model(tokens[:, t : t + 1], past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = model(tokens[:, t : t + 1], **{name: cache}, use_cache=True)
+            cache = output[name]
             steps.append(output.logits)
     assert torch.allclose(torch.cat(steps, dim=1), whole, atol=1e-4)
 

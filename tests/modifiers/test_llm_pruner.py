@@ -37,6 +37,7 @@ from paring.modifiers import Masks, Session, registry
 from paring.modifiers.pruning.structured.compensation import compensate
 from paring.modifiers.pruning.structured.dependency import find_dependencies
 from paring.modifiers.pruning.structured.importance import importance
+from paring.modifiers.quantization.cache import cache_argument
 
 R = registry()
 KV = {"num_key_value_heads": 2}
@@ -159,8 +160,9 @@ def test_the_smaller_model_loads_in_plain_transformers(name, calibration, tmp_pa
     assert after < before
     # decoding with a cache sees the same
     short = calibration[:1, :8]
+    cache = cache_argument(model)
     cached = model(short[:, :7], use_cache=True)
-    last = model(short[:, 7:], past_key_values=cached.past_key_values).logits[0, -1]
+    last = model(short[:, 7:], **{cache: cached[cache]}).logits[0, -1]
     torch.testing.assert_close(last, logits(model, short)[0, -1], rtol=1e-3, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint calibrated for an int8 cache: `transformers` computes the same, the engine too."""
+"""A checkpoint calibrated for an int8 cache: what is loaded computes the same, the engine too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from paring.engine import Engine
 from paring.engine.export import export
@@ -19,6 +18,7 @@ from paring.engine.packing import KvType
 from paring.errors import GraphError
 from paring.modifiers import registry
 from paring.pipeline.apply import apply
+from paring.pipeline.models import load_model
 from paring.pipeline.pared import Pared
 from paring.recipes import DataConfig, Recipe, Stage
 
@@ -37,10 +37,10 @@ def made(pico: Path, corpus: Path, tmp_path: Path) -> tuple[Path, Pared]:
     return tmp_path / "out", pared
 
 
-def test_transformers_computes_the_same(made: tuple[Path, Pared]) -> None:
+def test_a_loaded_checkpoint_computes_the_same(made: tuple[Path, Pared]) -> None:
     folder, pared = made
     tokens = torch.tensor([TOKENS])
-    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    stored, _ = load_model(folder)
     with torch.inference_mode():
         expected = pared.model(tokens).logits
         assert torch.allclose(stored(tokens).logits, expected, atol=1e-5)
