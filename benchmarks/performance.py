@@ -1,17 +1,19 @@
-"""Paring beside every installed peer: decoding, prefill, and how cost grows, with the memory's bandwidth in the same run.
+"""Paring beside every installed peer: decoding, prefill, how cost grows, and the memory's bandwidth in the same run.
 
     python benchmarks/performance.py --model DIR --work DIR --results FILE.jsonl --peers DIR
     python benchmarks/performance.py --model DIR --work DIR --results FILE.jsonl --peers torch=PYTHON llamacpp=PYTHON
     python benchmarks/performance.py ... --parts sparsity context          # how cost grows
-    python benchmarks/performance.py --results FILE.jsonl --parts --table docs/performance.md --picture docs/performance.png
+    python benchmarks/performance.py --results FILE.jsonl --parts --table FILE.md --picture FILE.png
 
-A peer is a virtual environment named torch, llamacpp, openvino, ctranslate2, onnxruntime or deepsparse in the folder DIR
-(`peers/README` text of each script says what it needs), or NAME=PYTHON. Models beside `--model` are generated in the work
-folder, and so are the peers' own files, once.
+A peer is a virtual environment in the folder DIR, or NAME=PYTHON, and these are their names and packages from PyPI:
+torch (torch, transformers), llamacpp (llama-cpp-python, gguf), openvino (torch, optimum-intel[openvino]), ctranslate2
+(ctranslate2, torch, transformers), onnxruntime (onnxruntime, onnx, onnx-ir), deepsparse (deepsparse==1.8.0). Models
+beside `--model` are generated in the work folder, and so are the peers' own files, once.
 
-Systems take turns, one process at a time, and a round ends when all had theirs; each round begins with the bandwidth
-probe. Results are JSON lines; a case and round that the file has from this CPU is not run again, one that failed is tried
-again at the next start. Ratios are of one round, and the medians over the rounds are shown.
+Systems take turns, one process at a time; a round, at one count of threads, begins with the bandwidth probe and ends
+when all had their turn. Results are JSON lines; a case and round that the file has from this CPU is not run again, one
+that failed is tried again at the next start. Ratios are of one round; medians over the rounds are shown. `--parts` with
+nothing after it only writes table and picture.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import performance_report
 from performance_cases import OURS, PARTS, Case, Shape
+from performance_pictures import draw
+from performance_report import page
 
 from paring.engine import _core
 
@@ -118,7 +121,9 @@ class Runner:
     def measure(self, case: Case, threads: int, turn: int) -> None:
         lengths = [*map(str, case.shape.prefill)]
         settings = ["--threads", threads, "--prompt", case.length, "--tokens", case.shape.tokens]
-        answer = self._run(case, [*map(str, settings), *(["--prefill", *lengths] if lengths else [])])
+        answer = self._run(
+            case, [*map(str, settings), *(["--prefill", *lengths] if lengths else [])]
+        )
         if answer is not None:
             key = {"part": case.part, "model": case.shape.name, "case": case.name}
             key |= {"prompt": case.length, "threads": threads, "round": turn}
@@ -176,7 +181,9 @@ def run(options: argparse.Namespace, results: Results) -> None:
         done = results.done()
         for shape in dict.fromkeys(case.shape.name for case in wanted):
             cases = [case for case in wanted if case.shape.name == shape]
-            turns = [(turn, threads) for turn in range(options.rounds) for threads in options.threads]
+            turns = [
+                (turn, threads) for turn in range(options.rounds) for threads in options.threads
+            ]
             left = {
                 turn: [case for case in cases if case.key(turn[1], turn[0]) not in done]
                 for turn in turns
@@ -216,9 +223,9 @@ def main() -> None:
     run(options, results)
     rows = [row for row in results.rows if row["machine"] == results.machine]
     if options.picture:
-        performance_report.draw(rows, options.picture)
+        draw(rows, options.picture)
     if options.table:
-        options.table.write_text(performance_report.page(rows, options.picture))
+        options.table.write_text(page(rows, options.picture))
 
 
 if __name__ == "__main__":

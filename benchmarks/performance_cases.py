@@ -162,11 +162,8 @@ SYSTEMS = [
             "dense int8": ((Q8, None), ("DeepSparse int8", None)),
             "dense int4": ((Q4, None),),
             **{f"{s} % int8": ((sparse(s), 1.1),) for s in (70, 80, 90)},
-            **{name: ((Q8, None),) for name in ("2:4 int8", "8:16 int8")},
-            **{
-                name: ((Q4, None),)
-                for name in ("2:4 int4", "8:16 int4", "4:16 int4", "1x4 70 % int4")
-            },
+            **dict.fromkeys(("2:4 int8", "8:16 int8"), ((Q8, None),)),
+            **dict.fromkeys(("2:4 int4", "8:16 int4", "4:16 int4", "1x4 70 % int4"), ((Q4, None),)),
         },
     ),
 ]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import ctranslate2
-from protocol import main, made_once
+from protocol import made_once, main
 
 VARIANTS = ("int8", "fp32")
 

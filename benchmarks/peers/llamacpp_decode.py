@@ -12,7 +12,7 @@ import gguf
 import llama_cpp
 import numpy as np
 from checkpoint import Llama, float32
-from protocol import Stepwise, main, made_once
+from protocol import Stepwise, made_once, main
 
 FILE_TYPES = {
     "F32": llama_cpp.LLAMA_FTYPE_ALL_F32,

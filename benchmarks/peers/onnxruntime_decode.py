@@ -1,7 +1,7 @@
 """ONNX Runtime with its fused attention over a cache in place; `protocol.py` says what is asked of this script.
 
-`dynamic-int8` is `quantize_dynamic` with a scale per column of a matrix; `int4` is MatMulNBits in blocks of 64 with int8
-inputs (accuracy level 4). The head is quantized like the rest.
+`dynamic-int8` is `quantize_dynamic` with a scale per column of a matrix; `int4` is MatMulNBits in blocks of 64 with
+int8 inputs (accuracy level 4). The head is quantized like the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnxruntime
 from checkpoint import Llama, float32
 from onnx import TensorProto, helper
 from onnx_llama import Builder
-from protocol import Stepwise, main, made_once
+from protocol import Stepwise, made_once, main
 
 VARIANTS = ("fp32", "dynamic-int8", "int4")
 

@@ -1,6 +1,6 @@
 """OpenVINO, a model exported by optimum-intel and compressed by NNCF; `protocol.py` says what is asked of this script.
 
-Weights are int8 per row, or int4 in groups of 64 with an int8 embedding and head; the runtime's other settings are its own.
+Weights are int8 per row, or int4 in groups of 64 with an int8 embedding and head; other settings are the runtime's own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino
-from protocol import Stepwise, main, made_once
+from protocol import Stepwise, made_once, main
 
 COMPRESSION = {
     "fp32": None,

@@ -1,7 +1,7 @@
 """Paring's engine under the same protocol; `protocol.py` says what is asked of this script.
 
-A variant is PATTERN@SPARSITY/DTYPE, as in `1x4@0.7/int4`, or `fp32`. The graphs are pruned by magnitude and rounded, for
-their speed alone: int8 per row or int4 in groups of 64, with int8 inputs and an int8 head.
+A variant is PATTERN@SPARSITY/DTYPE, as in `1x4@0.7/int4`, or `fp32`. The graphs are pruned by magnitude and rounded,
+for their speed alone: int8 per row or int4 in groups of 64, with int8 inputs and an int8 head.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from protocol import Stepwise, main, made_once
+from protocol import Stepwise, made_once, main
 
 from paring.engine import Engine
 
