@@ -18,7 +18,7 @@ class Shape:
     tokens: int = 128
     prefill: tuple[int, ...] = (128, 512)
     layers: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict, hash=False)
     note: str = ""
 
     @property
