@@ -187,7 +187,7 @@ def best(results: Results, cases: list[Case]) -> str:
         top = max(sparse, key=lambda case: results.decode(case, most) or 0)
         against = [("torch FP32", 18), ("Paring dense fp32", 9)]
         texts = [ratio(results, top, by_name[n], goal) for n, goal in against if n in by_name]
-        lines.append(f"Fastest sparse: {top.name}; " + "; ".join(filter(None, texts)) + ".")
+        lines.append("; ".join([f"Fastest sparse: {top.name}", *filter(None, texts)]) + ".")
     for length in cases[0].shape.prefill:
         peers = [c for c in cases if c not in ours and results.prefill(c, most, length)]
         if ours and peers:
@@ -197,7 +197,7 @@ def best(results: Results, cases: list[Case]) -> str:
             )
             found = results.prefill_ratio(top, rival, most, length)
             text = f"{shown(found, 2)} x {rival.name} (2)"
-            lines.append(f"Prefill of {length}, {most} threads: {top.name}, {text}.")
+            lines.append(f"Prefill of {length}, threads {most}: {top.name}, {text}.")
     return "".join(f"- {line}\n" for line in lines)
 
 
