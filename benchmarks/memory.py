@@ -37,8 +37,11 @@ def text(words: int) -> str:
     )
 
 
-def make_model(folder: Path, layers: int) -> None:
-    """A Hugging Face folder: random weights, and a small tokenizer made on the spot."""
+def make_model(folder: Path, layers: int, **sizes: int) -> None:
+    """A Hugging Face folder: random weights, and a small tokenizer made on the spot.
+
+    `sizes` are fields of LlamaConfig other than those of TinyLlama.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -50,17 +53,21 @@ def make_model(folder: Path, layers: int) -> None:
     )
     bpe.train_from_iterator([text(20000)], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    shape = {
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        **sizes,
+    }
     config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=5632,
         num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=1,
+        **shape,
     )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
