@@ -75,7 +75,7 @@ PackedMatrix pack_matrix(int32_t n, int32_t k, const std::string& dtype, const B
     source.input_scale = input_scale;
     source.input_zero_point = zero_point;
     validate(source);
-    return pack(source, layout ? layout_named(*layout) : choose_layout(select_row(row), source));
+    return pack(source, layout ? layout_named(*layout) : choose_layout(find_row(row), source));
 }
 
 // [n, k]: int8 for integer layouts, float32 for the others.

@@ -121,16 +121,21 @@ const KernelRow& row_at(size_t index) { return kRows[index]; }
 
 bool row_supported(const KernelRow& row) { return (row.features & ~cpu_features()) == 0; }
 
-const KernelRow& select_row(const std::string& name) {
+const KernelRow& find_row(const std::string& name) {
     std::string names;
     for (size_t i = row_count(); i-- > 0;) {
         const KernelRow& row = kRows[i];
-        if (name == row.name && !row_supported(row))
-            throw std::invalid_argument("kernels: this CPU can't run row '" + name + "'; use \"auto\"");
         if (name == row.name || (name == "auto" && row_supported(row))) return row;
         names += std::string(names.empty() ? "" : ", ") + row.name;
     }
     throw std::invalid_argument("kernels: no row '" + name + "'; there are auto, " + names);
+}
+
+const KernelRow& select_row(const std::string& name) {
+    const KernelRow& row = find_row(name);
+    if (!row_supported(row))
+        throw std::invalid_argument("kernels: this CPU can't run row '" + name + "'; use \"auto\"");
+    return row;
 }
 
 }  // namespace paring

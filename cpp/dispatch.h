@@ -29,7 +29,11 @@ size_t row_count();
 const kernels::KernelRow& row_at(size_t index);
 bool row_supported(const kernels::KernelRow& row);
 
-// "auto": the last supported row. Throws std::invalid_argument naming the rows there are, or the missing feature.
+// The row of a name, whether or not this CPU can run it: enough to pack for another machine. "auto": the last supported
+// row. Throws std::invalid_argument naming the rows there are.
+const kernels::KernelRow& find_row(const std::string& name);
+
+// A row to run. Throws std::invalid_argument also where this CPU can't.
 const kernels::KernelRow& select_row(const std::string& name);
 
 }  // namespace paring

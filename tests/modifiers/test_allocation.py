@@ -19,6 +19,7 @@ from paring.modifiers import Session
 from paring.modifiers.hessian import Gram
 from paring.modifiers.mask_structure import MaskStructure
 from paring.modifiers.pruning.admm import ADMMPruning
+from paring.modifiers.pruning.allocation.auto import Budget
 from paring.modifiers.pruning.allocation.budget import Option, choose, hull, level, spread
 from paring.modifiers.pruning.allocation.importance import importance
 from paring.modifiers.pruning.allocation.trial import Trial, curve
@@ -268,6 +269,7 @@ def memory(model, session: Session, group: int, dtype: str) -> tuple[float, dict
             scales,
             group=group,
             mode="int8_dynamic",
+            row=Budget.model_fields["kernels"].default,  # whatever this CPU has
         )
         layouts[name] = packed.layout
         bytes_ += packed.bytes
