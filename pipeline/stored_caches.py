@@ -44,9 +44,10 @@ def round_caches(
 
 def _scales(place: Path | str) -> dict[str, torch.Tensor]:
     """f32 [kv_heads] or [1], by name in the weight files."""
-    config = place / "config.json" if isinstance(place, Path) else cached_file(place, "config.json")
+    if not isinstance(place, Path):  # the hub's folder in the cache, where the weights are by now
+        place = Path(str(cached_file(place, "config.json"))).parent
     found = {}
-    for file in sorted(Path(config).parent.glob("*.safetensors")):
+    for file in sorted(place.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no mapping
                 if name.endswith((KEY, VALUE)):
