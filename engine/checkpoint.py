@@ -50,6 +50,11 @@ class Checkpoint:
         self.taken.add(name)
         return self.files[name].array(name)
 
+    def forget_pages(self) -> None:
+        """Let go of what was read of the weight files: else all of them end up in memory."""
+        for file in set(self.files.values()):
+            file.forget_pages()
+
     def dtype(self, name: str) -> str:
         """Its safetensors dtype."""
         return self.files[name].entries[name].dtype

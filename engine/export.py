@@ -121,6 +121,7 @@ class _Exporter:
                 self.matrix(op.weight)
                 self.vector(op.bias)
             ops.append(op)
+            self.source.forget_pages()
             if progress is not None:
                 progress("export", done + 1, len(self.program.ops))
         return ops

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import mmap
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Literal, TypeAlias
 
@@ -13,6 +12,7 @@ from ..errors import GraphError
 from ..progress import Progress
 from . import _core
 from .graph import Attention, Embedding, Graph, Head, Linear, Matrix, Op, Vector
+from .tensor_file import forget_pages
 
 PACKERS = 16  # most threads that pack at once
 
@@ -43,7 +43,7 @@ def pack(
                     progress("load", done + 1, len(running))
         finally:
             pool.shutdown(cancel_futures=True)
-    _forget_pages(graph)
+    forget_pages(graph.arrays.values())  # weights are packed now; embedding rows come back
     model = graph.model
     return loader.finish(
         ops=[_fields(op) for op in graph.ops],
@@ -54,24 +54,6 @@ def pack(
         kv=_kv_type(graph) if cache == "auto" else cache,
         threads=threads,
     )
-
-
-def _forget_pages(graph: Graph) -> None:
-    """Let go of the file's pages in memory: weights are packed now, embedding rows come back."""
-    if not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    for mapping in {id(m): m for m in map(_mapping, graph.arrays.values()) if m}.values():
-        mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def _mapping(array: np.ndarray) -> mmap.mmap | None:
-    """The read-only mapping that an array lies in, if any; a writeable one would lose its data."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        if base.flags.writeable:
-            return None
-        base = base.base
-    return base if isinstance(base, mmap.mmap) else None
 
 
 def has_calibrated_cache(graph: Graph) -> bool:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,28 @@ class TensorFile:
         entry = self.entries[name]
         data = self._data[entry.start : entry.stop]
         return np.frombuffer(data, DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def forget_pages(self) -> None:
+        """Let go of the file's pages in memory; a later look at a tensor reads them back."""
+        forget_pages([self._data])
+
+
+def forget_pages(arrays: Iterable[NDArray[Any]]) -> None:
+    """Let go of all pages in memory of the read-only mapped files that arrays lie in; a later look reads them back."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    for mapping in {id(m): m for m in map(_mapping, arrays) if m}.values():
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: NDArray[Any]) -> mmap.mmap | None:
+    """The read-only mapping that an array lies in, if any; a writeable one would lose its data."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        if base.flags.writeable:
+            return None
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
 
 
 def _entries(header: Any, start: int, size: int, where: str) -> dict[str, Entry]:

@@ -22,11 +22,11 @@ from compressed_tensors.quantization import (
     QuantizationScheme,
     QuantizationStatus,
 )
-from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import ModelError
 from .durable import remove, sync, sync_tree
+from .tensor_stream import Planned, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,11 +56,9 @@ def write_checkpoint(
     """
     tensors, tied = _tensors(model, quantization)
     for name, cache in (caches or {}).items():
-        tensors[f"{name}.k_scale"] = cache.key_scale.cpu().reshape(-1, 1, 1).contiguous()
-        tensors[f"{name}.v_scale"] = cache.value_scale.cpu().reshape(-1, 1, 1).contiguous()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    # The library makes the file for its owner alone; let it be readable as its folder is.
-    (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
+        tensors[f"{name}.k_scale"] = Planned.of(cache.key_scale.reshape(-1, 1, 1))
+        tensors[f"{name}.v_scale"] = Planned.of(cache.value_scale.reshape(-1, 1, 1))
+    write_tensors(folder / WEIGHTS, tensors)
     if len(masks):
         packed = {
             name: np.packbits(mask.to(torch.bool).cpu().numpy(), axis=1, bitorder="little")
@@ -180,37 +178,46 @@ def publish(staged: Path, output: Path, previous: Iterable[str]) -> None:
 
 def _tensors(
     model: nn.Module, quantization: Mapping[str, LayerQuantization]
-) -> tuple[dict[str, torch.Tensor], bool]:
+) -> tuple[dict[str, Planned], bool]:
     """Everything that goes into the weight file, and whether the head is still tied to the embedding.
 
     A tied matrix is stored once, under its first name, unless the head alone is quantized.
     """
     first_names: dict[int, str] = {}
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, Planned] = {}
     tied = False
     for name, tensor in model.state_dict(keep_vars=True).items():
         owner = name.removesuffix(".weight")
         if owner in quantization and name.endswith(".weight"):
             found.update(_compressed(owner, quantization[owner]))
         elif first_names.setdefault(id(tensor), name) == name:
-            found[name] = tensor.detach().cpu().contiguous()
+            found[name] = Planned.of(tensor)
         else:
             tied = True
     return found, tied
 
 
-def _compressed(name: str, layer: LayerQuantization) -> dict[str, torch.Tensor]:
-    values = layer.quantized_weight.cpu().contiguous()
-    found = {f"{name}.weight_scale": layer.scale.detach().float().cpu().contiguous()}
+def _compressed(name: str, layer: LayerQuantization) -> dict[str, Planned]:
+    found = {f"{name}.weight_scale": Planned.of(layer.scale.float())}
+    rows, columns = layer.module.weight.shape
     if _format(layer) == CompressionFormat.pack_quantized:
-        found[f"{name}.weight_packed"] = pack_to_int32(values, layer.weight_bits).contiguous()
-        found[f"{name}.weight_shape"] = torch.tensor(values.shape)
+        words = -(-columns * layer.weight_bits // 32)
+        found[f"{name}.weight_packed"] = Planned(
+            torch.int32,
+            (rows, words),
+            lambda: pack_to_int32(layer.quantized_weight.cpu(), layer.weight_bits),
+        )
+        found[f"{name}.weight_shape"] = Planned.of(torch.tensor([rows, columns]))
     else:
-        found[f"{name}.weight"] = values
+        found[f"{name}.weight"] = Planned(
+            torch.int8, (rows, columns), lambda: layer.quantized_weight
+        )
     if layer.input_scale is not None:
-        found[f"{name}.input_scale"] = layer.input_scale.detach().float().cpu().reshape(1)
+        found[f"{name}.input_scale"] = Planned.of(layer.input_scale.float().reshape(1))
     if layer.input_zero_point is not None:
-        found[f"{name}.input_zero_point"] = layer.input_zero_point.to(torch.int8).cpu().reshape(1)
+        found[f"{name}.input_zero_point"] = Planned.of(
+            layer.input_zero_point.to(torch.int8).reshape(1)
+        )
     return found
 
 
