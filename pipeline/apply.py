@@ -227,7 +227,7 @@ class _Run:
             staged, pared.model, pared.tokenizer, pared.quantization, pared.masks, pared.caches
         )
         if self.verify:
-            verify_checkpoint(staged, pared.model)
+            verify_checkpoint(staged, pared.model, folder.set_aside(pared.model))
         (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         graph = staged / "graph"
         export(staged, graph, head=self.recipe.export.head, embedding=self.recipe.export.embedding)

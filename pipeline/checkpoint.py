@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,18 +138,26 @@ def _shape(model: nn.Module, name: str) -> tuple[int, int] | None:
     )
 
 
-def verify_checkpoint(folder: Path, model: PreTrainedModel) -> float:
+def verify_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    aside: AbstractContextManager[None] = nullcontext(),  # noqa: B008 - holds nothing
+) -> float:
     """Load `folder` with `transformers` and compare logits with the model in memory on a few tokens.
 
-    Returns the largest absolute difference; raises ModelError when it exceeds 1e-3 of the largest logit.
+    aside: entered once the model in memory has answered, so that the other may take its place there. Returns the
+    largest absolute difference; raises ModelError when it exceeds 1e-3 of the largest logit.
     """
     from .models import load_model
 
-    stored, _ = load_model(folder)
     tokens = torch.arange(CHECKED)[None] % model.config.vocab_size
     with torch.inference_mode():
         expected = model.eval()(tokens.to(model.device)).logits.cpu()
-        difference = float((stored(tokens).logits - expected).abs().max())
+    with aside:
+        stored, _ = load_model(folder)
+        with torch.inference_mode():
+            difference = float((stored(tokens).logits - expected).abs().max())
+        del stored
     if not difference <= 1e-3 * float(expected.abs().max()):
         raise ModelError(
             f"{folder}: the stored model's logits differ from those in memory by {difference:.3g}; "

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors import safe_open
+from safetensors.torch import save_model
 
-from ..errors import Problem, RecipeError
+from ..errors import ModelError, Problem, RecipeError
 from ..modifiers.sizes import resize
 from .durable import remove, write_text, write_whole
 
@@ -141,8 +142,24 @@ class RunFolder:
         folder = self.folder / f"after-{len(self.stages) - 1}"
         state: dict[str, Any] = torch.load(folder / STATE, weights_only=True)
         resize(model, state["sizes"])
-        load_model(model, folder / MODEL)
+        _fill(model, folder / MODEL)
         return state
+
+    @contextmanager
+    def set_aside(self, model: nn.Module) -> Iterator[None]:
+        """Give the memory of the model's parameters back meanwhile: they are kept here since the last stage."""
+        if not self.stages:
+            yield
+            return
+        shapes = [(parameter, parameter.shape) for parameter in model.parameters()]
+        for parameter, _ in shapes:
+            parameter.data = parameter.data.new_empty(0)
+        try:
+            yield
+        finally:
+            for parameter, shape in shapes:
+                parameter.data = parameter.data.new_empty(shape)
+            _fill(model, self.folder / f"after-{len(self.stages) - 1}" / MODEL)
 
     def announce(self, names: list[str]) -> None:
         """Note, before they are moved, which names the run is about to publish in `output`."""
@@ -156,6 +173,27 @@ class RunFolder:
         for path in self.folder.iterdir():
             if path.is_dir() and (evaluated or not path.name.startswith("after-")):
                 remove(path)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, file: Path) -> None:
+    """Put the tensors of `file`, which `save_model` wrote, into `model`, one at a time.
+
+    The file is opened for each: whatever is read through one opening stays in memory until it is closed.
+    """
+    own = model.state_dict()
+    with safe_open(file, "pt") as stored:
+        names, tied = list(stored.keys()), stored.metadata() or {}
+    foreign = own.keys() ^ {*names, *tied}
+    for name in names if not foreign else ():
+        with safe_open(file, "pt") as stored:
+            values = stored.get_tensor(name)
+            if values.shape == own[name].shape:
+                own[name].copy_(values)
+            else:
+                foreign.add(name)
+    if foreign:
+        raise ModelError(f"{file}: {min(foreign)} is not as in the model; start over with --fresh")
 
 
 def _difference(old: str, new: str) -> str:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from paring import cli
-from paring.errors import RecipeError
+from paring.errors import ModelError, RecipeError
+from paring.modifiers.sizes import sizes
 from paring.pipeline import apply, load_model
 from paring.pipeline.report import summary_table
 from paring.pipeline.runfolder import RunFolder
@@ -44,6 +46,27 @@ class Killer(Modifier):
             file.write(str(block.index))
         if block.index == 1 and "PARING_KILL" in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
+"""
+# Calls counted anew in every process: in the journal, keeping the model, writing the graph, flushing the result, and
+# before `config.json` is moved.
+KILLS = (7, 17, 9, 15, 25)
+VARYING = (".paring", "report.json", "report.html")  # seconds, and where the run was stopped
+
+# Ends the process at a call of fsync: between blocks, between stages, while checkpoint and graph are written and moved.
+FSYNC_KILLER = """\
+import os, runpy, signal
+
+calls, fsync = 0, os.fsync
+
+def count(descriptor):
+    global calls
+    calls += 1
+    if calls == int(os.environ["PARING_KILL"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+
+os.fsync = count
+runpy.run_module("paring", run_name="__main__", alter_sys=True)
 """
 
 
@@ -191,6 +214,56 @@ def test_a_one_shot_run_killed_by_the_system_goes_on_and_ends_the_same(
     for file in ("model.safetensors", "pruning_masks.npz", "config.json", "graph/graph.json"):
         killed = (tmp_path / "killed" / file).read_bytes()
         assert killed == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_a_run_killed_again_and_again_wherever_it_writes_ends_the_same(
+    recipe: Path, tmp_path: Path
+) -> None:
+    whole = run(recipe, "--no-evaluate", "--output", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    killer = tmp_path / "killer.py"
+    killer.write_text(FSYNC_KILLER)
+    output = tmp_path / "killed"
+    command = [sys.executable, str(killer), "apply", str(recipe), "--no-evaluate"]
+    command += ["--output", str(output)]
+    for call in KILLS:
+        environment = {**os.environ, "PARING_KILL": str(call), "OMP_NUM_THREADS": "1"}
+        died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        assert not (output / "config.json").exists()
+    resumed = run(recipe, "--no-evaluate", "--output", output)
+    assert resumed.exit_code == 0, resumed.output
+    kept = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*")]
+    for file in kept:
+        if (tmp_path / "whole" / file).is_file() and file.parts[0] not in VARYING:
+            assert (output / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+def test_the_model_makes_room_and_comes_back(pico: Path, tmp_path: Path) -> None:
+    model, _ = load_model(pico)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with RunFolder.open(tmp_path / "out", "recipe", "inputs") as folder:
+        folder.finish_stage({}, model, {})
+        with folder.set_aside(model):
+            assert sum(parameter.numel() for parameter in model.parameters()) == 0
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert model.lm_head.weight is model.model.embed_tokens.weight  # tied as it was
+
+
+@pytest.mark.parametrize("change", ["shape", "name"])
+def test_a_kept_model_that_does_not_fit_is_an_error(
+    pico: Path, tmp_path: Path, change: str
+) -> None:
+    model, _ = load_model(pico)
+    with RunFolder.open(tmp_path / "out", "recipe", "inputs") as folder:
+        folder.finish_stage({}, model, {"sizes": sizes(model)})
+        file = tmp_path / "out" / ".paring" / "after-0" / "model.safetensors"
+        tensors = load_file(file)
+        values = tensors.pop("model.norm.weight")
+        tensors["model.norm.weight" if change == "shape" else "other"] = values[:1]
+        save_file(tensors, file, metadata={"lm_head.weight": "model.embed_tokens.weight"})
+        with pytest.raises(ModelError, match="is not as in the model; start over with --fresh"):
+            folder.load_stage(model)
 
 
 def test_stages_hand_on_masks_and_a_run_stopped_between_them_resumes(
