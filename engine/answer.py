@@ -25,11 +25,12 @@ class Answer:
     """
 
     def __init__(
-        self, engine: Engine, max_tokens: int, sampling: Sampling, stop: Sequence[str]
+        self, engine: Engine, max_tokens: int, sampling: Sampling, stop: str | Sequence[str]
     ) -> None:
         if max_tokens < 1:
             raise ParingError(f"max_tokens is {max_tokens}; give at least 1")
-        if "" in stop:
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
             raise ParingError("a stop string is empty; every text has one at its start")
         self.max_tokens = max_tokens
         self.tokens: list[int] = []  # an end token included
@@ -37,7 +38,7 @@ class Answer:
         self._end_tokens = engine.end_tokens
         self._sampler = Sampler(sampling)
         self._detokenizer = Detokenizer(engine.decode)
-        self._stops = StopStrings(stop)
+        self._stops = StopStrings(stops)
         self._text: list[str] = []
 
     @property

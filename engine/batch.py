@@ -149,8 +149,7 @@ class Batch:
         Raises GraphError when the prompt is empty, too long, or may need more than
         `max_cached_tokens`.
         """
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        answer = Answer(self._engine, max_tokens, Sampling(temperature, top_k, top_p, seed), stops)
+        answer = Answer(self._engine, max_tokens, Sampling(temperature, top_k, top_p, seed), stop)
         ids = self._engine.check_prompt(self._engine.tokens(prompt))
         request = Request(self._engine, ids, answer)
         needed = self._pages(request._most_tokens)

@@ -63,7 +63,7 @@ class Generation(Iterator[str]):
         prompt: Sequence[int],
         max_tokens: int,
         sampling: Sampling,
-        stop: Sequence[str],
+        stop: str | Sequence[str],
         after: Generation | None = None,
     ) -> None:
         if after is not None and after._engine is not engine:

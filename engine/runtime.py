@@ -124,8 +124,7 @@ class Engine:
         with the prompt's beginning is not computed again.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return Generation(self, self.tokens(prompt), max_tokens, sampling, stops, after)
+        return Generation(self, self.tokens(prompt), max_tokens, sampling, stop, after)
 
     def generate(
         self,
