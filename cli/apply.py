@@ -38,6 +38,12 @@ def apply(
     verify: bool = typer.Option(
         False, "--verify", help="Load the checkpoint with transformers and compare logits."
     ),
+    device: str | None = typer.Option(
+        None,
+        metavar="DEVICE",
+        help="Where one-shot stages compute, such as cpu or cuda.  [default: a GPU if one has room, else the CPU]",
+        show_default=False,
+    ),
     json: bool = typer.Option(False, "--json", help="Print the report as JSON instead of a table."),
 ) -> None:
     """Pare a model down by a recipe: checkpoint, graph for the engine, and what changed.
@@ -55,6 +61,7 @@ def apply(
             resume=not fresh,
             evaluate=evaluate,
             verify=verify,
+            device=device,
             progress=report,
         )
     if not result.report:  # one of several processes; the first tells

@@ -45,6 +45,10 @@ class Masks:
                 raise LawError(f"{name}: {freed} held zeros would be freed; a held zero stays zero")
         self._masks[name] = mask.detach().clone()
 
+    def to(self, device: torch.device) -> None:
+        """Move the masks, as the model they belong to is moved."""
+        self._masks = {name: mask.to(device) for name, mask in self._masks.items()}
+
     def cut(self, name: str, dim: int, kept: torch.Tensor) -> None:
         """The parameter has lost all but the rows (`dim` 0) or columns (1) `kept`, int64 indices: so does its mask."""
         if name in self._masks:

@@ -99,13 +99,15 @@ class Journal:
             module = session.model if entry["block"] is None else blocks[entry["block"]]
             if entry["block"] is None:
                 resize(session.model, entry["sizes"])
-            module.load_state_dict(self._read(f"{entry['name']}.weights"))
-        session.load_state_dict(self._read(f"{entries[-1]['name']}.state"))
+            module.load_state_dict(self._read(f"{entry['name']}.weights", session.device))
+        state = self._read(f"{entries[-1]['name']}.state", session.device)
+        state["generator"] = state["generator"].cpu()  # torch wants it there
+        session.load_state_dict(state)
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, device: torch.device) -> Any:
         file = self.folder / name
         try:
-            return torch.load(file, weights_only=True)
+            return torch.load(file, weights_only=True, map_location=device)
         except Exception as error:
             raise DataError(
                 f"{file}: damaged ({error}); delete {self.folder} to start over"

@@ -57,7 +57,6 @@ class Session:
         self.modifiers = list(modifiers)
         self.tokenizer = tokenizer
         self.seed = seed
-        self.device = next(model.parameters()).device
         self.generator = torch.Generator().manual_seed(seed)
         self.masks = Masks() if masks is None else masks
         self.quantization = {} if quantization is None else quantization
@@ -87,6 +86,21 @@ class Session:
             cache.attach()
 
     # what modifiers read and write
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the model with its held zeros and scales, e.g. to a GPU for a one-shot stage, and back."""
+        device = torch.device(device)
+        self.model.to(device)
+        self.masks.to(device)
+        for layer in self.quantization.values():
+            layer.to(device)
+        for cache in self.caches.values():
+            cache.to(device)
 
     @property
     def epoch(self) -> float:

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from ..engine.export import export
 from ..errors import ModelError
 from ..modifiers import Session
@@ -18,7 +20,7 @@ from .compare import PROMPT, compare, text_samples
 from .data import training_examples
 from .evaluate import Exam, compare_speed
 from .models import load_model, model_fingerprint, quiet_transformers
-from .oneshot import run_oneshot
+from .oneshot import named_device, run_oneshot
 from .pared import Pared
 from .processes import Processes
 from .report import REPORT, layer_table, read_report, sparsity, versions, write_report
@@ -49,6 +51,7 @@ def apply(
     resume: bool = True,
     evaluate: bool = True,
     verify: bool = False,
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> ApplyResult:
     """Apply a recipe to a model and write checkpoint, graph and report to `output`.
@@ -56,12 +59,15 @@ def apply(
     recipe: a Recipe, or a path or library name to load. model: overrides the recipe's. output: None keeps the result
     in memory. resume: continue a killed run in `output` from its last finished block or Trainer checkpoint; False
     starts over. evaluate: measure perplexity (where the recipe says on what) and speed, before and after. verify: load
-    the checkpoint with `transformers` before it is published, and compare its logits with those in memory.
+    the checkpoint with `transformers` before it is published, and compare its logits with those in memory. device:
+    where one-shot stages compute, such as "cpu" or "cuda"; None: a GPU if there is one with room. The Trainer places
+    itself.
 
     A finished run of the same recipe is returned at once. Raises the kinds of ParingError for bad input.
 
     Under `torchrun` each process trains on its part of every batch; the first does all else, and has the report.
     """
+    options = _Options(evaluate, verify, named_device(device))
     processes = Processes.join()
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     ref = str(model or recipe.model or "")
@@ -71,7 +77,7 @@ def apply(
     if output is None:
         if processes.count > 1:
             raise ModelError("several processes share their work in a folder; give --output")
-        return _Run(recipe, ref, None, evaluate, verify, progress).go()
+        return _Run(recipe, ref, None, options, progress).go()
     inputs = [model_fingerprint(ref, progress)]
     configs = [*(stage.data for stage in recipe.stages), recipe.evaluate]
     inputs += [data_fingerprint(config) for config in configs if config is not None]
@@ -82,7 +88,7 @@ def apply(
         processes.wait()  # for the first to open it
         folder = RunFolder.follow(place)
         if not folder.is_done(evaluate):
-            _Run(recipe, ref, folder, evaluate, verify, None, processes).go()
+            _Run(recipe, ref, folder, options, None, processes).go()
         processes.part()
         return ApplyResult({}, place, None)
     with RunFolder.open(place, recipe.to_yaml(), " ".join(inputs), not resume) as folder:
@@ -90,9 +96,18 @@ def apply(
         if folder.is_done(evaluate):
             result = ApplyResult(read_report(folder.output / REPORT), folder.output, None)
         else:
-            result = _Run(recipe, ref, folder, evaluate, verify, progress, processes).go()
+            result = _Run(recipe, ref, folder, options, progress, processes).go()
         processes.part()
         return result
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How `apply` was asked to go about it; see there."""
+
+    evaluate: bool
+    verify: bool
+    device: torch.device | None
 
 
 class _Run:
@@ -103,8 +118,7 @@ class _Run:
         recipe: Recipe,
         ref: str,
         folder: RunFolder | None,
-        evaluate: bool,
-        verify: bool,
+        options: _Options,
         progress: Progress | None,
         processes: Processes = Processes(),  # noqa: B008 - frozen
     ) -> None:
@@ -112,14 +126,13 @@ class _Run:
         self.processes = processes
         self.ref = ref
         self.folder = folder
-        self.evaluate = evaluate
-        self.verify = verify
+        self.options = options
         self.progress = progress
         self.pared = Pared.load(ref, progress)
         self.stages: list[dict[str, Any]] = folder.stages if folder else []
         self.exam: Exam | None = None
         if (
-            evaluate and recipe.evaluate is not None
+            options.evaluate and recipe.evaluate is not None
         ):  # before the work: a bad data set is told at once
             self.exam = Exam.of(recipe.evaluate, self.pared.tokenizer)
 
@@ -191,12 +204,15 @@ class _Run:
         )
         entry: dict[str, Any] = {"name": stage.name, "run": stage.run}
         if stage.training is None:
-            run_oneshot(session, stage, work, _within(self.progress, stage.name))
+            progress = _within(self.progress, stage.name)
+            chosen = run_oneshot(session, stage, work, progress, self.options.device)
+            entry["device"] = str(chosen)
         else:
             assert stage.data is not None  # the schema asks for it
             examples = training_examples(stage.data, self.pared.tokenizer)
             progress = _within(self.progress, stage.name)
             entry["log"] = run_training(session, stage.training, examples, work, progress)
+            session.to("cpu")  # from where the Trainer had it
         entry["seconds"] = round(time.monotonic() - began, 1)
         entry["modifiers"] = session.report
         if stage.training is not None:
@@ -226,7 +242,7 @@ class _Run:
         write_checkpoint(
             staged, pared.model, pared.tokenizer, pared.quantization, pared.masks, pared.caches
         )
-        if self.verify:
+        if self.options.verify:
             verify_checkpoint(staged, pared.model, folder.set_aside(pared.model))
         (staged / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         graph = staged / "graph"
@@ -238,7 +254,7 @@ class _Run:
         if self.exam:
             progress = _within(self.progress, "after")
             after["perplexity"] = self.exam.engine(graph, progress)
-        if self.evaluate:
+        if self.options.evaluate:
             base, tokenizer = load_model(self.ref, dequantize=True)
             work = folder.empty_work("speed")
             report["speed"] = compare_speed(base, tokenizer, graph, work, self.progress)
@@ -252,7 +268,7 @@ class _Run:
         names = sorted(path.name for path in staged.iterdir())
         folder.announce(names)
         publish(staged, folder.output, folder.record["published"])
-        folder.finish(evaluated=self.evaluate)
+        folder.finish(evaluated=self.options.evaluate)
 
 
 def _seed(stage: Stage) -> int:

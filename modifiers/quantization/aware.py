@@ -100,7 +100,7 @@ class AwareLinear:
                 f"{self.name}: freeze_observer comes before its input was ever seen; freeze later"
             )
         scale, zero_point = self.inputs.qparams()
-        return fake_quantize_static(x, scale.to(x.device), zero_point.to(x.device)).to(x.dtype)
+        return fake_quantize_static(x, scale, zero_point).to(x.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

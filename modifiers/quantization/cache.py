@@ -40,6 +40,10 @@ class CacheQuantization:
     def from_state(cls, module: nn.Module, state: dict[str, torch.Tensor]) -> CacheQuantization:
         return cls(module, state["key_scale"], state["value_scale"])
 
+    def to(self, device: torch.device) -> None:
+        """Move the scales, as the module is moved."""
+        self.key_scale, self.value_scale = self.key_scale.to(device), self.value_scale.to(device)
+
     def attach(self) -> None:
         """Round keys and values from now on; idempotent."""
         self.detach()

@@ -42,6 +42,13 @@ class LayerQuantization:
         names = ("scheme", "weight_bits", "group_size", "scale", "input_bits", "input_dynamic")
         return {name: getattr(self, name) for name in (*names, "input_scale", "input_zero_point")}
 
+    def to(self, device: torch.device) -> None:
+        """Move the scales, as the module is moved."""
+        self.scale = self.scale.to(device)
+        if self.input_scale is not None and self.input_zero_point is not None:
+            self.input_scale = self.input_scale.to(device)
+            self.input_zero_point = self.input_zero_point.to(device)
+
     @classmethod
     def from_state(cls, module: nn.Module, state: dict[str, Any]) -> LayerQuantization:
         assert isinstance(module, nn.Linear)
@@ -72,6 +79,7 @@ def fake_quantize_static(
     x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
 ) -> torch.Tensor:
     """Asymmetric int8 per tensor: q = clamp(round(x / scale) + zero_point), value = (q - zero_point) * scale."""
+    scale, zero_point = scale.to(x.device), zero_point.to(x.device)
     q = (x / scale).round_().add_(zero_point).clamp_(*INT8)
     return q.sub_(zero_point).mul_(scale)
 

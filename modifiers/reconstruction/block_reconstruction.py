@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -207,8 +207,9 @@ class _Fit:
         return sum(float(self._error(batch)) for batch in batches) / len(batches)
 
     def _autocast(self) -> AbstractContextManager[None]:
-        device = self.inputs[0].device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+        if self.dtype is torch.bfloat16:
+            return torch.autocast(self.inputs[0].device.type, torch.bfloat16)
+        return nullcontext()
 
 
 def _size(value: torch.Tensor) -> float:

@@ -153,6 +153,15 @@ def test_another_recipe_in_the_same_folder_is_refused_until_fresh(
     assert (output / "mine.txt").read_text() == "keep"
 
 
+def test_the_device_is_told_and_a_wrong_one_refused(recipe: Path, tmp_path: Path) -> None:
+    result = apply(Recipe.load(str(recipe)), evaluate=False, device="cpu")
+    assert result.report["stages"][0]["device"] == "cpu"
+    for name in ("xpu", "no-such-device"):  # no build for CPU and CUDA has either
+        with pytest.raises(ModelError, match=f"device {name}: PyTorch can't use it here"):
+            apply(str(recipe), output=tmp_path / "out", device=name)
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_users_folder_is_not_written_into(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("one")
