@@ -193,4 +193,11 @@ CONTEXT = [
     )
     for length in CONTEXTS
 ]
-PARTS = {"systems": SYSTEMS, "sparsity": SPARSITY, "context": CONTEXT}
+SEQUENCES = (1, 2, 4, 8, 16, 32)
+BATCHED = ("dense int8", "8:16 int8", "4:16 int4", "dense fp32")
+BATCH = [
+    Case("batch", SHORT, f"Paring {name} *{n}", OURS, f"{PARING[name][0]}*{n}")
+    for name in BATCHED
+    for n in SEQUENCES
+]
+PARTS = {"systems": SYSTEMS, "sparsity": SPARSITY, "context": CONTEXT, "batch": BATCH}

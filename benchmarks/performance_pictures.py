@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from performance_cases import CONTEXTS, GROWING, PARTS, SYSTEMS, Case
-from performance_report import Results, growth, growth_picture
+from performance_cases import BATCHED, CONTEXTS, GROWING, PARTS, SEQUENCES, SYSTEMS, Case
+from performance_report import Results, batch, growth, growth_picture
 
 COLORS = {
     "Paring": "#c0392b",
@@ -60,10 +60,11 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             for shape, axis in zip(shapes, axes[:, 0], strict=True):
                 roofline(axis, results, [case for case in SYSTEMS if case.shape.name == shape])
             save(figure, file)
-        if any(key[0] in ("sparsity", "context") for key in results.found):
-            figure, axes = plt.subplots(1, 2, figsize=(10, 4.4))
+        if any(key[0] != "systems" for key in results.found):
+            figure, axes = plt.subplots(1, 3, figsize=(15, 4.4))
             against_sparsity(axes[0], results)
             against_context(axes[1], results)
+            against_batch(axes[2], results)
             save(figure, growth_picture(file))
 
 
@@ -197,3 +198,22 @@ def against_context(axis: Axes, results: Results) -> None:
     axis.set_title(f"Context: {threads} threads", loc="left")
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="upper right", fontsize=8)
+
+
+def against_batch(axis: Axes, results: Results) -> None:
+    """A line a graph."""
+    threads = results.threads[-1]
+    for name, mark in zip(BATCHED, ("o-", "s-", "^-", "o--"), strict=True):
+        found = batch(results, name, threads)
+        if found:
+            shade = color("Paring") if name != "dense fp32" else color("torch")
+            axis.plot(
+                *zip(*found.items(), strict=True), mark, markersize=4, color=shade, label=name
+            )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(SEQUENCES, [str(n) for n in SEQUENCES])
+    axis.minorticks_off()
+    axis.set(xlabel="sequences at once", ylabel="tokens/s of all", ylim=(0, None))
+    axis.set_title(f"Batch: Paring, {threads} threads", loc="left")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="upper left", fontsize=8)

@@ -7,7 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from performance_cases import CONTEXTS, GROWING, PARTS, SMALL, SPARSITIES, SYSTEMS, Case
+from performance_cases import (
+    BATCHED,
+    CONTEXTS,
+    GROWING,
+    OURS,
+    PARTS,
+    SEQUENCES,
+    SMALL,
+    SPARSITIES,
+    SYSTEMS,
+    Case,
+)
 
 Row = dict[str, Any]
 
@@ -133,7 +144,8 @@ def page(rows: list[Row], picture: Path | None) -> str:
         if any(results.of(case, n) for case in cases for n in results.threads):
             parts += [f"## {shape}\n", cases[0].shape.note + "\n", systems_table(results, cases)]
             parts += [best(results, cases) if shape == SMALL.name else "", not_run(results, cases)]
-    parts += [sparsity_tables(results), context_table(results)]
+    parts += [memory_table(results), sparsity_tables(results), context_table(results)]
+    parts.append(batch_table(results))
     if picture is not None and any(key[0] != "systems" for key in results.found):
         parts.append(f"![How cost grows]({growth_picture(picture).name})\n")
     parts.append(versions(results))
@@ -258,6 +270,54 @@ def context_table(results: Results) -> str:
     columns = ["tokens/s", "threads", *(f"after {length:,}" for length in CONTEXTS)]
     title = "## Speed against context\n\n"
     return title + markdown([*columns, "2,048 over 1 (goal 0.7)"], lines)
+
+
+def batch(results: Results, name: str, threads: int) -> dict[int, float]:
+    """Sequences decoded together -> tokens per second of all."""
+    cases = {case.name: case for case in PARTS["batch"]}
+    found = {n: results.decode(cases[f"Paring {name} *{n}"], threads) for n in SEQUENCES}
+    return {n: speed for n, speed in found.items() if speed is not None}
+
+
+def batch_table(results: Results) -> str:
+    """Tokens/s of all sequences against how many there are; the goal is 3.5 at eight."""
+    cases = {case.name: case for case in PARTS["batch"]}
+    lines = []
+    for name in BATCHED:
+        for threads in results.threads:
+            found = batch(results, name, threads)
+            eight, one = (cases[f"Paring {name} *{n}"] for n in (8, 1))
+            if found:
+                cells = [shown(found.get(n)) for n in SEQUENCES]
+                ratio = shown(results.ratio(eight, one, threads), 2)
+                lines.append([f"Paring {name}", str(threads), *cells, ratio])
+    if not lines:
+        return ""
+    columns = ["tokens/s", "threads", *map(str, SEQUENCES), "8 over 1 (goal 3.5)"]
+    return "## Several sequences at once\n\n" + markdown(columns, lines)
+
+
+def memory_table(results: Results) -> str:
+    """Load time, and resident memory after decoding, for Paring beside its packed bytes and the cache."""
+    lines = []
+    for case in SYSTEMS:
+        rows = [row for n in results.threads for row in results.of(case, n).values()]
+        rows = [row for row in rows if "load_seconds" in row]
+        if not rows or case.shape.name != SMALL.name:
+            continue
+        seconds = statistics.median(row["load_seconds"] for row in rows)
+        resident = statistics.median(row["resident_bytes"] for row in rows)
+        line = [case.name, f"{seconds:.2f}", f"{resident / 1e6:.0f}"]
+        if case.peer == OURS:
+            longest = max(case.length + case.shape.tokens, *case.shape.prefill)
+            packed = rows[0]["packed_bytes"] + rows[0]["cache_bytes_per_token"] * longest
+            line += [f"{packed / 1e6:.0f}", f"{resident / packed:.2f}"]
+        lines.append(line + [""] * (5 - len(line)))
+    if not lines:
+        return ""
+    columns = ["system", "load, s (goal 1)", "resident MB", "packed and cache MB"]
+    title = f"## Load time and memory\n\n{SMALL.name}, after decoding; without what was imported before.\n\n"
+    return title + markdown([*columns, "resident over these (goal 1.2)"], lines)
 
 
 def versions(results: Results) -> str:

@@ -71,6 +71,19 @@ def test_the_page_has_what_was_measured_and_what_failed(modules, measured):
     assert "## 1.1B" not in text
 
 
+def test_memory_and_batches_have_tables(modules, measured):
+    key = {"model": "SmolLM2-135M-Instruct", "threads": 2, "round": 0}
+    answer = {"version": "1", "bytes_per_token": 10**8, "prefill": {}, "load_seconds": 0.5}
+    answer |= {"packed_bytes": 10**8, "cache_bytes_per_token": 10**4, "resident_bytes": 121 * 10**6}
+    measured.add(**key, **answer, part="systems", case="Paring 8:16 int8", prompt=128, decode=90.0)
+    for n, speed in ((1, 100.0), (8, 360.0)):
+        name = f"Paring dense int8 *{n}"
+        measured.add(**key, **answer, part="batch", case=name, prompt=16, decode=speed)
+    text = modules.performance_report.page(measured.rows, None)
+    assert "| Paring 8:16 int8 | 0.50 | 121 | 105 | 1.15 |" in text
+    assert "| Paring dense int8 | 2 | 100 |  |  | 360 |  |  | 3.60 |" in text
+
+
 def test_a_peer_without_an_interpreter_is_said_to_be_missing(modules, tmp_path):
     options = SimpleNamespace(peers=[], work=str(tmp_path / "work"), model=str(tmp_path))
     results = modules.performance.Results(tmp_path / "results.jsonl")

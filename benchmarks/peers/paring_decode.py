@@ -1,23 +1,33 @@
 """Paring's engine under the same protocol; `protocol.py` says what is asked of this script.
 
-A variant is PATTERN@SPARSITY/DTYPE, as in `1x4@0.7/int4`, or `fp32`. The graphs are pruned by magnitude and rounded,
-for their speed alone: int8 per row or int4 in groups of 64, with int8 inputs and an int8 head.
+A variant is PATTERN@SPARSITY/DTYPE, as in `1x4@0.7/int4`, or `fp32`; with `*8` after it, eight sequences are decoded
+together, and the speed is that of all. The graphs are pruned by magnitude and rounded, for their speed alone: int8 per
+row or int4 in groups of 64, with int8 inputs and an int8 head.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from protocol import Stepwise, made_once, main
 
 from paring.engine import Engine
+from paring.engine.state import advance
 
 
 def graph_folder(options: argparse.Namespace) -> Path:
-    return Path(options.work) / f"paring-{options.variant.replace('/', '-').replace(':', 'of')}"
+    name, _ = parts(options.variant)
+    return Path(options.work) / f"paring-{name.replace('/', '-').replace(':', 'of')}"
+
+
+def parts(variant: str) -> tuple[str, int]:
+    """What the graph is, and how many sequences are decoded at once."""
+    name, _, sequences = variant.partition("*")
+    return name, int(sequences or 1)
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -30,10 +40,11 @@ def prepare(options: argparse.Namespace) -> None:
     with made_once(folder) as part:
         if part is None:
             return
-        if options.variant == "fp32":
+        name, _ = parts(options.variant)
+        if name == "fp32":
             export(options.model, part)
             return
-        structure, dtype = options.variant.split("/")
+        structure, dtype = name.split("/")
         pattern, _, sparsity = structure.partition("@")
         dense = dense_graph(str(options.model), Path(options.work) / "paring-int8-head")
         write_pruned(dense, pattern, float(sparsity), dtype, part)
@@ -48,6 +59,28 @@ class Paring(Stepwise):
         self.version = f"{paring.__version__}, row {info['kernels']}"
         self.bytes_per_token = info["bytes_per_token"]
         self.vocabulary = self.engine.vocabulary
+        self.sequences = parts(options.variant)[1]
+        packed = info["memory"]["weights"] + info["memory"]["tables"]
+        self.details = {
+            "packed_bytes": packed,
+            "cache_bytes_per_token": info["cache"]["bytes_per_token"],
+        }
+
+    def run(self, prompt: list[int], tokens: int) -> tuple[float, float]:
+        """One sequence a step at a time; of several, the seconds of decoding are shared out among them."""
+        if self.sequences == 1:
+            return super().run(prompt, tokens)
+        began = time.perf_counter()
+        states = [self.engine.state() for _ in range(self.sequences)]
+        for shift, state in enumerate(states):  # each its own prompt
+            state.extend(np.roll(np.array(prompt, np.int64), shift))
+        logits = np.stack([state.logits for state in states])
+        prefilled = time.perf_counter()
+        for _ in range(tokens):
+            chosen = logits.argmax(axis=1)
+            advance([(s, chosen[i : i + 1], True) for i, s in enumerate(states)], logits)
+        decoded = time.perf_counter() - prefilled
+        return (prefilled - began) / self.sequences, decoded / self.sequences
 
     def start(self, prompt: list[int]) -> int:
         self.state = self.engine.state()

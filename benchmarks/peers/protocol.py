@@ -4,8 +4,10 @@
     PEER_PYTHON benchmarks/peers/NAME_decode.py --model DIR --work DIR --variant V --threads T
 
 The first makes the peer's own files in the work folder, once. The second measures, batch 1, random prompts, greedy, and
-prints one JSON line: {"version", "bytes_per_token", "decode", "prefill": {LENGTH: tokens/s}}. `decode` is in tokens/s,
-after a prompt of `--prompt` tokens; `bytes_per_token` is what the weights that one decoded token reads take.
+prints one JSON line: {"version", "bytes_per_token", "decode", "prefill": {LENGTH: tokens/s}, "load_seconds",
+"resident_bytes", ...}. `decode` is in tokens/s, after a prompt of `--prompt` tokens; `bytes_per_token` is what the
+weights that one decoded token reads take; loading is timed after the imports, and by `resident_bytes` the process had
+grown when it had decoded. Whatever else a system has in `details` is added.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class System(Protocol):
     version: str
     bytes_per_token: int
     vocabulary: int
+    details: dict[str, Any]
 
     def run(self, prompt: list[int], tokens: int) -> tuple[float | None, float]:
         """Seconds of prefill of a new sequence (None: it has none), and of decoding so many tokens after it."""
@@ -37,6 +40,8 @@ class System(Protocol):
 
 class Stepwise:
     """A system that computes a prompt, then a token at a time."""
+
+    details: dict[str, Any] = {}  # noqa: RUF012 - read only
 
     def start(self, prompt: list[int]) -> int:
         """The likeliest token after a prompt of a new sequence."""
@@ -72,7 +77,15 @@ def measure(system: System, prompt: int, tokens: int, prefill: list[int]) -> dic
         "bytes_per_token": system.bytes_per_token,
         "decode": decode,
         "prefill": rates,
+        **system.details,
     }
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 @contextmanager
@@ -107,5 +120,9 @@ def main(
     if options.prepare:
         prepare(options)
         return
+    before, began = resident_bytes(), time.perf_counter()
     system = load(options)
-    print(json.dumps(measure(system, options.prompt, options.tokens, options.prefill)))
+    seconds = time.perf_counter() - began
+    found = measure(system, options.prompt, options.tokens, options.prefill)
+    found |= {"load_seconds": seconds, "resident_bytes": resident_bytes() - before}
+    print(json.dumps(found))
