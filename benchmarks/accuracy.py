@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import yaml
+from tables import put
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paring import Recipe, Session
@@ -113,21 +114,30 @@ def peer_case(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
+    """What was measured, in the order of the cases; minutes are of pruning and quantizing, evaluation not counted."""
     dense = found.get("dense", {}).get("perplexity")
     lines = [
-        "| case | perplexity | of dense | compared with | ratio | to reach |",
-        "|---|---|---|---|---|---|",
+        "| case | perplexity | of dense | compared with | ratio | asked | minutes, threads | date |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, case in cases.items():
         if name not in found:
             continue
-        mine = found[name]["perplexity"]
-        other = found.get(case.get("against", ""), {}).get("perplexity")
-        lines.append(
-            f"| {name} | {mine:.2f} | {mine / dense if dense else math.nan:.3f}"
-            f" | {case['against'] + f' {other:.2f}' if other else ''}"
-            f" | {f'{mine / other:.3f}' if other else ''} | {case.get('reach', '')} |"
-        )
+        row = found[name]
+        mine, spent = row["perplexity"], f"{row['seconds'] / 60:.1f}, {row.get('threads', 1)}"
+        against = case.get("against", "")
+        other = found.get(against, {}).get("perplexity")
+        cells = [
+            case.get("title", name),
+            f"{mine:.2f}",
+            f"{mine / dense:.3f}" if dense else "",
+            f"{cases[against].get('title', against)} {other:.2f}" if other else "",
+            f"{mine / other:.3f}" if other else "",
+            str(case.get("reach", "")),
+            spent if row["seconds"] >= 1 else "",
+            row["date"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -144,7 +154,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", help="names; not given: all")
     parser.add_argument("--file", type=Path, default=HERE / "accuracy_cases.yaml")
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--table", type=Path, help="write the Markdown table here")
+    parser.add_argument("--table", type=Path, help="write the table into this page")
     options = parser.parse_args()
     cases = yaml.safe_load(options.file.read_text())
     for name in options.cases or cases:
@@ -169,7 +179,7 @@ def main() -> None:
     text = table(cases, found)
     print(text)
     if options.table:
-        options.table.write_text(text)
+        put(options.table, "accuracy.py", text)
 
 
 if __name__ == "__main__":

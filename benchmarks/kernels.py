@@ -51,6 +51,10 @@ CASES = [
     Case("unstructured fp32 50 %", "f32_bitmask", 0.5, mode="f32"),
     *(Case(f"unstructured int8 {s} %", "i8_bitmask", s / 100) for s in (50, 60, 70, 80, 90)),
     *(Case(f"unstructured int4 g64 {s} %", "i4_bitmask", s / 100, 64) for s in (50, 70, 90)),
+    *(Case(f"unstructured int8 {s} %, lists", "i8_lists", s / 100) for s in (60, 70, 80, 90)),
+    *(Case(f"unstructured int4 g64 {s} %, lists", "i4_lists", s / 100, 64) for s in (70, 80, 90)),
+    Case("8:16 int8, lists", "i8_lists", pattern="8:16"),
+    Case("8:16 int4 g64, lists", "i4_lists", group=64, pattern="8:16"),
     Case("8:16 int8, bitmask", "i8_bitmask", pattern="8:16"),
     Case("8:16 int4 g64, bitmask", "i4_bitmask", group=64, pattern="8:16"),
     *(windows(p, "i8", 0) for p in ("2:4", "4:16", "8:16", "n:16")),
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     cases = [CASES[0], *(case for case in CASES[1:] if options.only in case.title)]
+    cases = [case for case in cases if case.layout in kernels.layouts(options.row)]
     sets = [matrices(case, options.rows, options.columns, options.megabytes) for case in cases]
     times: list[list[float]] = [[] for _ in cases]
     probe_bytes = max(options.megabytes * 10**6, sets[0][0].bytes)

@@ -34,6 +34,7 @@ import torch
 import yaml
 from accuracy import SAMPLES, WINDOWS, perplexity, report, windows
 from pattern_graphs import bytes_per_weight, dense_graph, speed, write_pruned
+from tables import put
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paring import Recipe, Session
@@ -290,7 +291,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--cases", nargs="*", help="patterns, or pattern@sparsity; not given: all")
-    parser.add_argument("--table", type=Path, help="write the Markdown tables here")
+    parser.add_argument("--table", type=Path, help="write the tables into this page")
     options = parser.parse_args()
 
     def keep(kind: str, row: dict[str, Any]) -> None:
@@ -317,7 +318,7 @@ def main() -> None:
     text = table(read(options.results, "accuracy"), speeds)
     print(text)
     if options.table:
-        options.table.write_text(text)
+        put(options.table, "patterns.py", text)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import yaml
+from tables import put
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from paring import Recipe, Session, apply
@@ -241,7 +242,7 @@ def parse(cases: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=64)
     parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--table", type=Path, help="write the Markdown table here")
+    parser.add_argument("--table", type=Path, help="write the table into this page")
     options = parser.parse_args()
     names = [*cases, OVERHEAD]
     for name in options.cases or names:
@@ -268,7 +269,7 @@ def main() -> None:
     text = table(cases, {row["case"]: row for row in map(json.loads, lines)})
     print(text)
     if options.table:
-        options.table.write_text(text)
+        put(options.table, "training.py", text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ compares. For pruners, which must know the price of a pattern before there is a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -20,11 +21,21 @@ ORDER = [
     *(
         f"{dtype}_{kind}"
         for dtype in ("i8", "i4")
-        for kind in ("dense", "4of16", "2of4", "n16", "columns", "pairs", "bitmask", "block4")
+        for kind in (
+            "dense",
+            "4of16",
+            "2of4",
+            "n16",
+            "columns",
+            "pairs",
+            "bitmask",
+            "block4",
+            "lists",
+        )
     ),
 ]
 
-# Cycles for 64 weights, measured on Zen 5 in its L2 cache.
+# Cycles for 64 weights (lists: for a vector, 4 weights of each of 8 rows), measured in a core's L2 cache.
 CYCLES: dict[str, dict[str, float]] = {
     "avx2": {
         "f32_dense": 15.0,
@@ -45,6 +56,8 @@ CYCLES: dict[str, dict[str, float]] = {
         "i4_pairs": 15.0,
         "i8_columns": 4.8,
         "i4_columns": 5.9,
+        "i8_lists": 3.0,
+        "i4_lists": 4.0,
     },
     "avx512": {
         "f32_dense": 8.5,
@@ -134,12 +147,16 @@ def cost(
     pattern: what else is known of the mask; group: columns that share a scale, 0 for a row. Rows that no pattern ties
     together are taken to be independent.
     """
-    sizes = _sizes(dtype, 64 * weights, 16 * blocks)
-    sizes |= _even_sizes(dtype, weights, pattern, 64 / group if group else 0.0)
+    groups = 64 / group if group else 0.0
+    vectors = _vectors(weights, blocks, pattern)
+    sizes = _sizes(dtype, 64 * weights, 16 * blocks) | _even_sizes(dtype, weights, pattern, groups)
+    if dtype != "f32":
+        sizes[f"{dtype}_lists"] = 0.25 * groups + (49 if dtype == "i8" else 33) * vectors
     found = []
-    for layout in sorted(sizes, key=ORDER.index):
+    for layout in sorted(sizes.keys() & CYCLES[kernels].keys(), key=ORDER.index):
         size = sizes[layout]
-        cycles = max(size / BYTES_PER_CYCLE, CYCLES[kernels][layout]) + size / CROWDING
+        decoding = CYCLES[kernels][layout] * (vectors if layout.endswith("lists") else 1)
+        cycles = max(size / BYTES_PER_CYCLE, decoding) + size / CROWDING
         found.append(Cost(layout, size / 64, cycles / 64))
     return min(found, key=lambda one: one.cycles)
 
@@ -179,3 +196,23 @@ def _even_sizes(dtype: DType, weights: float, pattern: str, groups: float) -> di
     if pattern in ("4:16", "8:16", "12:16", "n:16"):
         sizes[f"{dtype}_n16"] = 8.25 + value * weights
     return sizes
+
+
+def _vectors(weights: float, blocks: float, pattern: str) -> float:
+    """Vectors of 8 rows x 4 weights for 64 weights, in lists: what the fullest row of 16 columns needs.
+
+    If blocks of 1x4 are kept or pruned together, as `blocks` tells, they are taken to be independent, else weights.
+    """
+    if pattern in ("2:4", "4:8", "4:16", "8:16", "12:16", "n:16"):
+        return 2 * weights
+    rows = {"2x1": 4, "16x1": 1}.get(pattern, 8)  # independent ones of 8
+    of = 4 if blocks < 1.01 * weights else 16  # independent ones of 16 columns
+    share = blocks if of == 4 else weights
+    below = [_binomial_below(of, share, kept) ** rows for kept in range(of + 1)]
+    step = of // 4
+    return sum(1 - below[kept] for kept in range(0, of, step)) / 2
+
+
+def _binomial_below(n: int, p: float, most: int) -> float:
+    """The chance that at most so many of n are kept."""
+    return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(most + 1))

@@ -145,6 +145,7 @@ def main() -> None:
                 "perplexity": math.exp(total / predicted),
                 "seconds": seconds,
                 "zeros": zeros,
+                "threads": torch.get_num_threads(),
             }
         )
     )

@@ -19,6 +19,7 @@ struct Density {
     double masked;       // 16x16 tiles that i8_n16 stores masks of
     double pairs;        // weights kept of row 2i or 2i + 1, both counted
     double columns;      // weights of columns with anything kept of 16 rows
+    double lists;        // vectors of 8 rows x 4 weights that i8_lists stores
     double groups;       // of columns, which i8_columns and i4_columns fill up with 1.5 or 3.5 columns on average
     uint32_t of4, of16;  // most weights kept of 4 and of 16 consecutive ones
 };
@@ -26,11 +27,11 @@ struct Density {
 Density density(const MatrixSource& s) {
     const size_t row = (static_cast<size_t>(s.k) + 7) / 8;
     const auto bits = [&](size_t r, size_t i) { return uint32_t{i < row ? s.mask[r * row + i] : uint8_t{0}}; };
-    size_t weights = 0, blocks = 0, windows = 0, masked = 0, pairs = 0, columns = 0;
+    size_t weights = 0, blocks = 0, windows = 0, masked = 0, pairs = 0, columns = 0, lists = 0;
     Density d{};
     for (size_t p = 0; p < static_cast<size_t>(s.n); p += kPanelRows)
         for (size_t i = 0; i < row; i += 2) {
-            uint32_t most = 0, above = 0, any = 0;
+            uint32_t most = 0, above = 0, any = 0, fullest[2] = {};
             for (size_t r = p; r < p + kPanelRows && r < static_cast<size_t>(s.n); ++r) {
                 const uint32_t mask = bits(r, i) | bits(r, i + 1) << 8;
                 for (uint32_t left = mask; left != 0; left >>= 4) {
@@ -45,9 +46,12 @@ Density density(const MatrixSource& s) {
                     pairs += 2 * static_cast<size_t>(__builtin_popcount(mask | above));
                 above = (r - p) % 2 == 0 ? mask : 0;
                 any |= mask;
-                most = std::max(most, kept);
+                uint32_t& half = fullest[(r - p) / 8];
+                half = std::max(half, kept);
             }
+            most = std::max(fullest[0], fullest[1]);
             const size_t count = round_up(most, 4);
+            lists += (round_up(fullest[0], 4) + round_up(fullest[1], 4)) / 4;
             windows += 16 * count;
             masked += count % 16 != 0;
             columns += 16 * static_cast<size_t>(__builtin_popcount(any));
@@ -60,6 +64,7 @@ Density density(const MatrixSource& s) {
     d.masked = static_cast<double>(masked) / units;
     d.pairs = static_cast<double>(pairs) / units;
     d.columns = static_cast<double>(columns) / units;
+    d.lists = static_cast<double>(lists) / units;
     const int32_t group = s.group == 0 && s.mode == InputMode::int16 ? 64 : s.group;
     d.groups = group == 0 ? 0 : 64.0 / group;
     return d;
@@ -93,6 +98,8 @@ double bytes_of(Layout layout, const Density& d) {
         case Layout::i4_pairs: return 4 + d.pairs / 2;
         case Layout::i8_columns: return 0.75 + d.columns + 1.5 * d.groups;
         case Layout::i4_columns: return 0.75 + (d.columns + 3.5 * d.groups) / 2;
+        case Layout::i8_lists: return 0.25 * d.groups + 49 * d.lists;
+        case Layout::i4_lists: return 0.25 * d.groups + 33 * d.lists;
         case Layout::count: break;
     }
     return 0;
@@ -105,7 +112,8 @@ Layout cheapest(const KernelRow& row, const Density& d, std::initializer_list<La
         if (row.run[static_cast<size_t>(layout)] == nullptr || !fits(layout, d)) continue;
         const double bytes = bytes_of(layout, d);
         // Bytes count a little even where cycles bind: they crowd the caches and slow the other threads.
-        const double cycles = double{row.cycles[static_cast<size_t>(layout)]};
+        const bool lists = layout == Layout::i8_lists || layout == Layout::i4_lists;
+        const double cycles = double{row.cycles[static_cast<size_t>(layout)]} * (lists ? d.lists : 1);
         const double cost = std::max(bytes / kBytesPerCycle, cycles) + bytes / 20;
         if (best != Layout::count && cost >= best_cost) continue;
         best = layout;
@@ -124,9 +132,11 @@ Layout choose_layout(const KernelRow& row, const MatrixSource& s) {
     if (s.dtype == DType::f32) return cheapest(row, d, {Layout::f32_dense, Layout::f32_bitmask});
     if (s.dtype == DType::i8)
         return cheapest(row, d, {Layout::i8_dense, Layout::i8_4of16, Layout::i8_2of4, Layout::i8_n16,
-                                 Layout::i8_columns, Layout::i8_pairs, Layout::i8_bitmask, Layout::i8_block4});
+                                 Layout::i8_columns, Layout::i8_pairs, Layout::i8_bitmask, Layout::i8_block4,
+                                 Layout::i8_lists});
     return cheapest(row, d, {Layout::i4_dense, Layout::i4_4of16, Layout::i4_2of4, Layout::i4_n16,
-                             Layout::i4_columns, Layout::i4_pairs, Layout::i4_bitmask, Layout::i4_block4});
+                             Layout::i4_columns, Layout::i4_pairs, Layout::i4_bitmask, Layout::i4_block4,
+                             Layout::i4_lists});
 }
 
 }  // namespace paring::kernels

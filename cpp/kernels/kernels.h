@@ -94,6 +94,13 @@ enum class Layout : uint8_t {
     i8_columns,    // all 16 rows share: u32 masks of 32 columns, padded to 64 bytes; then the kept columns as blocks of
                    // u8 = w + 128, each group's filled up with zeros to a block
     i4_columns,    // the same with w + 8, each group's filled up to two: low nibbles block 2i, high nibbles 2i + 1
+    // Windows of 16 columns as often as 8 rows need them, 4 weights of each row at a time; zeros fill up.
+    i8_lists,      // u16 for each group of columns (one if group = 0) and half of the rows: its vectors; padded to 32
+                   // bytes. u8 for each vector: how many windows it is past the one before it, the first past the
+                   // group's first (more than 255: empty vectors stand between); padded to 32. Then the vectors of 8
+                   // rows x 4 weights: 16 bytes, low nibbles the columns of weights 0..15, high ones of 16..31; 32 i8,
+                   // the even weights, then the odd ones
+    i4_lists,      // the same with u4 = w + 8, 16 bytes: low nibbles weights 0..15, high ones 16..31
     count,
 };
 
@@ -153,8 +160,8 @@ struct KernelRow {
     uint32_t features;  // every bit must be in cpu_features()
     QuantizeFn quantize;
     RunFn run[static_cast<size_t>(Layout::count)];  // null: this row never chooses that layout
-    // Cycles to decode and multiply 64 weights of each layout for one token, in cache: what choose_layout weighs
-    // against the bytes to fetch. 0 where only bytes count.
+    // Cycles to decode and multiply 64 weights of each layout for one token, in cache (of lists: one vector): what
+    // choose_layout weighs against the bytes to fetch. 0 where only bytes count.
     float cycles[static_cast<size_t>(Layout::count)];
 };
 

@@ -6,27 +6,6 @@
 namespace paring::kernels {
 namespace {
 
-// Columns of `count` weights of a row's window of `width` columns at j, ascending: all the kept ones, then as many
-// others (which are zeros) as it takes. Throws where more are kept.
-void choose_columns(const Tile<int8_t>& tile, size_t row, size_t j, size_t width, size_t count, uint8_t* columns) {
-    const uint8_t* kept = &tile.kept[row * tile.columns + j];
-    size_t missing = count;
-    for (size_t i = 0; i < width; ++i) missing -= kept[i];
-    if (missing > count) throw std::invalid_argument("matrix: a window keeps more weights than its layout holds");
-    for (size_t i = 0; i < width; ++i) {
-        if (!kept[i] && missing == 0) continue;
-        missing -= !kept[i];
-        *columns++ = static_cast<uint8_t>(i);
-    }
-}
-
-// Adds `count` weights as bytes, or as nibbles: the second half goes into the high ones.
-void append_values(std::vector<uint8_t>& out, const int8_t* values, size_t count, bool nibbles) {
-    for (size_t i = 0; i < (nibbles ? count / 2 : count); ++i)
-        out.push_back(static_cast<uint8_t>(nibbles ? (values[i] + 8) | (values[i + count / 2] + 8) << 4
-                                                   : values[i] + 128));
-}
-
 void append_2of4(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles) {
     for (size_t j = 0; j < tile.columns; j += 32) {
         const size_t vectors = tile.columns - j < 32 ? 2 : 4;
@@ -60,17 +39,6 @@ void append_4of16(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibb
     }
 }
 
-// Kept weights of the fullest row of 16 columns, rounded up to a multiple of 4.
-size_t window_count(const Tile<int8_t>& tile, size_t j) {
-    size_t most = 0;
-    for (size_t r = 0; r < 16; ++r) {
-        size_t kept = 0;
-        for (size_t i = 0; i < 16; ++i) kept += tile.kept[r * tile.columns + j + i];
-        most = kept > most ? kept : most;
-    }
-    return round_up(most, 4);
-}
-
 void append_window(std::vector<uint8_t>& out, const Tile<int8_t>& tile, size_t j, size_t count, bool nibbles) {
     uint16_t masks[16] = {};
     int8_t values[16 * 16];
@@ -90,13 +58,42 @@ void append_n16(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibble
     const size_t start = out.size(), windows = tile.columns / 16;
     out.resize(start + round_up(windows, 32));
     for (size_t i = 0; i < windows; ++i) {
-        const size_t count = window_count(tile, 16 * i);
+        const size_t upper = window_count(tile, 0, 16 * i), lower = window_count(tile, 8, 16 * i);
+        const size_t count = upper > lower ? upper : lower;
         out[start + i] = static_cast<uint8_t>(count);
         if (count != 0) append_window(out, tile, 16 * i, count, nibbles);
     }
 }
 
 }  // namespace
+
+void choose_columns(const Tile<int8_t>& tile, size_t row, size_t j, size_t width, size_t count, uint8_t* columns) {
+    const uint8_t* kept = &tile.kept[row * tile.columns + j];
+    size_t missing = count;
+    for (size_t i = 0; i < width; ++i) missing -= kept[i];
+    if (missing > count) throw std::invalid_argument("matrix: a window keeps more weights than its layout holds");
+    for (size_t i = 0; i < width; ++i) {
+        if (!kept[i] && missing == 0) continue;
+        missing -= !kept[i];
+        *columns++ = static_cast<uint8_t>(i);
+    }
+}
+
+void append_values(std::vector<uint8_t>& out, const int8_t* values, size_t count, bool nibbles) {
+    for (size_t i = 0; i < (nibbles ? count / 2 : count); ++i)
+        out.push_back(static_cast<uint8_t>(nibbles ? (values[i] + 8) | (values[i + count / 2] + 8) << 4
+                                                   : values[i] + 128));
+}
+
+size_t window_count(const Tile<int8_t>& tile, size_t row, size_t j) {
+    size_t most = 0;
+    for (size_t r = row; r < row + 8; ++r) {
+        size_t kept = 0;
+        for (size_t i = 0; i < 16; ++i) kept += tile.kept[r * tile.columns + j + i];
+        most = kept > most ? kept : most;
+    }
+    return round_up(most, 4);
+}
 
 void append_windows(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile) {
     switch (layout) {

@@ -55,6 +55,8 @@ const char* layout_name(Layout layout) {
         case Layout::i4_pairs: return "i4_pairs";
         case Layout::i8_columns: return "i8_columns";
         case Layout::i4_columns: return "i4_columns";
+        case Layout::i8_lists: return "i8_lists";
+        case Layout::i4_lists: return "i4_lists";
         case Layout::count: break;
     }
     return "?";

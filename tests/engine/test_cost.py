@@ -71,5 +71,15 @@ def test_a_pattern_is_priced_as_the_engine_packs_it(row, dtype, group, pattern):
     assert matrix.bytes / kept.size == pytest.approx(price.bytes + scales, rel=0.04, abs=0.015)
 
 
+@pytest.mark.parametrize("dtype", ["i8", "i4"])
+def test_free_masks_are_fast_with_every_row(dtype):
+    """Zeros must pay everywhere from 80 % on, by the model that chooses."""
+    group = 64 if dtype == "i4" else 0
+    for row in KERNELS:
+        dense = cost(dtype, 1.0, 1.0, row, group=group)
+        for kept in (0.2, 0.1):
+            assert cost(dtype, kept, 1 - (1 - kept) ** 4, row, group=group).cycles < dense.cycles
+
+
 def test_the_newest_row_of_this_machine_is_priced():
     assert set(_core.rows()) - {"reference"} <= set(CYCLES)
