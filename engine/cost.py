@@ -41,7 +41,7 @@ CYCLES: dict[str, dict[str, float]] = {
         "f32_dense": 15.0,
         "f32_bitmask": 17.0,
         "i8_dense": 4.2,
-        "i4_dense": 6.2,
+        "i4_dense": 3.1,
         "i8_bitmask": 12.0,
         "i4_bitmask": 20.0,
         "i8_block4": 7.1,

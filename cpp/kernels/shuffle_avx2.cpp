@@ -8,6 +8,7 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
+#include "nibbles_avx2.inc"
 #include "sums_avx2.inc"
 
 // 4 weights of every 16 columns, with 4-bit columns.
@@ -104,8 +105,11 @@ void run_two4(const PackedMatrix& w, const Activations& x, float* y, size_t ldy,
               void* scratch) {
     if (x.m <= 4) return run_sums<Two4<Nibbles>>(w, x, y, ldy, begin, end);
     const size_t header = static_cast<size_t>(w.scale_groups) * 64 + 64;
-    for (int32_t p = begin; p < end; ++p)
-        run_decoded(Two4<Nibbles>(w, view(w, p).body, header), Place{w, x, p, 0, y, ldy}, scratch);
+    for (int32_t p = begin; p < end; ++p) {
+        const Two4<Nibbles> blocks(w, view(w, p).body, header);
+        const Place at{w, x, p, 0, y, ldy};
+        Nibbles ? run_decoded_nibbles(blocks, at, scratch) : run_decoded(blocks, at, scratch);
+    }
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
+#include "nibbles_avx2.inc"
 #include "place_avx2.inc"
 #include "sums_avx2.inc"
 
@@ -185,7 +186,10 @@ template <bool Nibbles>
 void run_n16(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end,
              void* scratch) {
     if (x.m <= kTokens) return run_sums<Windows<Nibbles>>(w, x, y, ldy, begin, end);
-    run<PlacedWindows<Nibbles>>(w, x, y, ldy, begin, end, scratch);
+    if (Nibbles)
+        run_nibbles<PlacedWindows<true>>(w, x, y, ldy, begin, end, scratch);
+    else
+        run<PlacedWindows<false>>(w, x, y, ldy, begin, end, scratch);
 }
 
 }  // namespace
