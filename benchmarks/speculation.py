@@ -4,7 +4,7 @@
 
 Greedy: the draft guesses some tokens, one pass of the target computes them all, and those stay that the target would
 have chosen. Plain decoding and every number of guesses take turns prompt by prompt; speeds are over all prompts, ratios
-medians of the prompts. Answers that differ from plain decoding's are an error, for the engine gives the same bits however
+medians of the prompts. Answers that differ from plain decoding's are an error: the engine gives the same bits however
 a sequence is cut. `accepted` is the share of guesses that stayed.
 """
 
