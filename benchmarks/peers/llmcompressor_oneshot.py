@@ -74,9 +74,14 @@ def gptq(bits_in: int | None) -> list:
 
 
 def awq(bits_in: int | None) -> list:
-    from llmcompressor.modifiers.awq import AWQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.pipelines.cache import IntermediatesCache
 
-    return [AWQModifier(config_groups=int4_groups(bits_in), ignore=["re:.*lm_head.*"])]
+    if not torch.cuda.is_available():  # 0.14 pins memory for a GPU without asking for one
+        IntermediatesCache.pin_memory = lambda *args, **options: None
+    ignore = ["re:.*lm_head.*"]
+    return [AWQModifier(), QuantizationModifier(config_groups=int4_groups(bits_in), ignore=ignore)]
 
 
 CASES = {
