@@ -1,4 +1,5 @@
-// Sixteen floats as one value, on the vector extensions of gcc and clang.
+// Sixteen floats as one value, in as many native vectors as the instruction set needs: a vector type wider than the
+// registers would live in memory.
 //
 // Included by instruction-set units: everything is static and inlined, nothing is emitted weakly.
 #pragma once
@@ -18,20 +19,105 @@
 
 namespace {
 
-typedef float Lanes __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef int8_t Bytes __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+constexpr int kParts = 16 / kWidth;
 
-PARING_INLINE Lanes splat(float value) { return Lanes{} + value; }
+typedef float Native __attribute__((vector_size(4 * kWidth)));
+typedef int32_t NativeInts __attribute__((vector_size(4 * kWidth)));
 
-PARING_INLINE Lanes load(const float* x) {
+struct Lanes {
+    Native part[kParts];
+};
+struct Ints {
+    NativeInts part[kParts];
+};
+
+// The same on every part, written out.
+#define PARING_EACH _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i)
+
+PARING_INLINE Lanes splat(float value) {
     Lanes lanes;
-    memcpy(&lanes, x, sizeof lanes);
+    PARING_EACH lanes.part[i] = Native{} + value;
     return lanes;
 }
 
-PARING_INLINE void store(float* y, const Lanes& lanes) { memcpy(y, &lanes, sizeof lanes); }
+PARING_INLINE Lanes load(const float* x) {
+    Lanes lanes;
+    PARING_EACH memcpy(&lanes.part[i], x + i * kWidth, sizeof(Native));
+    return lanes;
+}
+
+PARING_INLINE void store(float* y, const Lanes& lanes) {
+    PARING_EACH memcpy(y + i * kWidth, &lanes.part[i], sizeof(Native));
+}
+
+#define PARING_OPERATOR(symbol)                                               \
+    PARING_INLINE Lanes operator symbol(const Lanes& a, const Lanes& b) {     \
+        Lanes lanes;                                                          \
+        PARING_EACH lanes.part[i] = a.part[i] symbol b.part[i];               \
+        return lanes;                                                         \
+    }                                                                         \
+    PARING_INLINE Lanes operator symbol(const Lanes& a, float b) {            \
+        Lanes lanes;                                                          \
+        PARING_EACH lanes.part[i] = a.part[i] symbol b;                       \
+        return lanes;                                                         \
+    }
+PARING_OPERATOR(+)
+PARING_OPERATOR(-)
+PARING_OPERATOR(*)
+PARING_OPERATOR(/)
+#undef PARING_OPERATOR
+
+PARING_INLINE Lanes& operator+=(Lanes& a, const Lanes& b) { return a = a + b; }
+PARING_INLINE Lanes& operator*=(Lanes& a, const Lanes& b) { return a = a * b; }
+
+PARING_INLINE Lanes operator-(const Lanes& a) {
+    Lanes lanes;
+    PARING_EACH lanes.part[i] = -a.part[i];
+    return lanes;
+}
+
+// value where it is greater, else `than`: a NaN in value is passed over.
+PARING_INLINE Lanes greater(const Lanes& value, const Lanes& than) {
+    Lanes lanes;
+    PARING_EACH lanes.part[i] = value.part[i] > than.part[i] ? value.part[i] : than.part[i];
+    return lanes;
+}
+
+PARING_INLINE Native bounded(const Native& x, float low, float high) {
+    const Native least = Native{} + low, most = Native{} + high;
+    return x > most ? most : (x < least ? least : x);
+}
+
+// Within [low, high]; NaN stays.
+PARING_INLINE Lanes bounded(const Lanes& x, float low, float high) {
+    Lanes lanes;
+    PARING_EACH lanes.part[i] = bounded(x.part[i], low, high);
+    return lanes;
+}
+
+// The larger of `most` and the magnitudes of x as bits: these order like the numbers, NaN above Inf.
+PARING_INLINE Ints larger_bits(const Ints& most, const Lanes& x) {
+    Ints ints;
+    PARING_EACH {
+        const NativeInts bits = (NativeInts)x.part[i] & 0x7fffffff;
+        ints.part[i] = bits > most.part[i] ? bits : most.part[i];
+    }
+    return ints;
+}
+
+PARING_INLINE int32_t largest(const Ints& ints) {
+    int32_t each[16], found = 0;
+    PARING_EACH memcpy(each + i * kWidth, &ints.part[i], sizeof(NativeInts));
+    for (const int32_t value : each) found = value > found ? value : found;
+    return found;
+}
 
 // The first `count` lanes, the others 0. The loops are short tails.
 PARING_INLINE Lanes load_part(const float* x, int64_t count) {
@@ -46,52 +132,56 @@ PARING_INLINE void store_part(float* y, const Lanes& lanes, int64_t count) {
     for (int64_t i = 0; i < count; ++i) y[i] = full[i];
 }
 
-PARING_INLINE Lanes from_halves(const uint16_t* x) {
+PARING_INLINE Native from_halves_native(const uint16_t* x) {
 #if defined(__AVX512F__)
     __m256i bits;
     memcpy(&bits, x, sizeof bits);
-    return (Lanes)_mm512_maskz_cvtph_ps(0xffff, bits);
-#elif defined(__F16C__)
-    __m128i bits[2];
-    memcpy(bits, x, sizeof bits);
-    const __m256 wide[2] = {_mm256_cvtph_ps(bits[0]), _mm256_cvtph_ps(bits[1])};
-    Lanes lanes;
-    memcpy(&lanes, wide, sizeof lanes);
-    return lanes;
+    return (Native)_mm512_maskz_cvtph_ps(0xffff, bits);
+#elif defined(__AVX2__) && defined(__F16C__)
+    __m128i bits;
+    memcpy(&bits, x, sizeof bits);
+    return (Native)_mm256_cvtph_ps(bits);
 #else
     // Exponent and fraction as the top of a float 2^112 times too small; subnormals come out right
     // because the multiplication normalizes them. An exponent of 31 (Inf, NaN) is put to 255.
+    typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
     Halves bits;
     memcpy(&bits, x, sizeof bits);
-    const Ints wide = __builtin_convertvector(bits, Ints);
-    const Ints magnitude = (wide & 0x7fff) << 13;
-    const Lanes scaled = (Lanes)magnitude * splat(0x1p112f);
-    const Ints special = magnitude >= (0x7c00 << 13);
-    const Ints sign = (wide & 0x8000) << 16;
-    const Ints result = special ? (magnitude | 0x7f800000) : (Ints)scaled;
-    return (Lanes)(result | sign);
+    const NativeInts wide = __builtin_convertvector(bits, NativeInts);
+    const NativeInts magnitude = (wide & 0x7fff) << 13;
+    const Native scaled = (Native)magnitude * 0x1p112f;
+    const NativeInts special = magnitude >= (0x7c00 << 13);
+    const NativeInts sign = (wide & 0x8000) << 16;
+    const NativeInts result = special ? (magnitude | 0x7f800000) : (NativeInts)scaled;
+    return (Native)(result | sign);
+#endif
+}
+
+PARING_INLINE Lanes from_halves(const uint16_t* x) {
+    Lanes lanes;
+    PARING_EACH lanes.part[i] = from_halves_native(x + i * kWidth);
+    return lanes;
+}
+
+PARING_INLINE Native from_bytes_native(const int8_t* x) {
+#if defined(__AVX512F__)
+    __m128i bytes;
+    memcpy(&bytes, x, sizeof bytes);
+    return (Native)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#elif defined(__AVX2__)
+    return (Native)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)x)));
+#else
+    typedef int8_t Bytes __attribute__((vector_size(kWidth)));
+    Bytes bytes;
+    memcpy(&bytes, x, sizeof bytes);
+    return __builtin_convertvector(bytes, Native);
 #endif
 }
 
 PARING_INLINE Lanes from_bytes(const int8_t* x) {
-#if defined(__AVX512F__)
-    __m128i bytes;
-    memcpy(&bytes, x, sizeof bytes);
-    return (Lanes)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
-#elif defined(__AVX2__)
-    __m256 wide[2];
-    for (int half = 0; half < 2; ++half) {
-        const __m128i bytes = _mm_loadl_epi64((const __m128i*)(x + 8 * half));
-        wide[half] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-    }
     Lanes lanes;
-    memcpy(&lanes, wide, sizeof lanes);
+    PARING_EACH lanes.part[i] = from_bytes_native(x + i * kWidth);
     return lanes;
-#else
-    Bytes bytes;
-    memcpy(&bytes, x, sizeof bytes);
-    return __builtin_convertvector(bytes, Lanes);
-#endif
 }
 
 // Round to nearest even, like F16C; a finite value beyond the range becomes its end.
@@ -133,23 +223,29 @@ PARING_INLINE float largest(const Lanes& lanes) {
     return part[0];
 }
 
+PARING_INLINE Native exponential_native(const Native& x) {
+    constexpr float low = -87.3f, high = 88.0f;
+    const Native inside = bounded(x, low, high);
+    const float magic = 12582912.0f;  // 1.5 * 2^23: the addition rounds to an integer
+    const Native n = (inside * 1.44269504088896341f + magic) - magic;
+    const Native r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
+    Native p = Native{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const NativeInts power = (__builtin_convertvector(n, NativeInts) + 127) << 23;
+    const Native result = p * (Native)power, zero{}, infinite = Native{} + __builtin_inff();
+    return x < low ? zero : (x > high ? infinite : result);
+}
+
 // e^x within 2 ulp (Cephes expf); 0 below -87.3, infinite above 88.
 PARING_INLINE Lanes exponential(const Lanes& x) {
-    const Lanes low = splat(-87.3f), high = splat(88.0f);
-    const Lanes bounded = x > high ? high : (x < low ? low : x);
-    const Lanes magic = splat(12582912.0f);  // 1.5 * 2^23: the addition rounds to an integer
-    const Lanes n = (bounded * splat(1.44269504088896341f) + magic) - magic;
-    const Lanes r = (bounded - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
-    Lanes p = splat(1.9875691500e-4f);
-    p = p * r + splat(1.3981999507e-3f);
-    p = p * r + splat(8.3334519073e-3f);
-    p = p * r + splat(4.1665795894e-2f);
-    p = p * r + splat(1.6666665459e-1f);
-    p = p * r + splat(5.0000001201e-1f);
-    p = p * (r * r) + r + splat(1.0f);
-    const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-    const Lanes result = p * (Lanes)power;
-    return x < low ? splat(0.0f) : (x > high ? splat(__builtin_inff()) : result);
+    Lanes lanes;
+    PARING_EACH lanes.part[i] = exponential_native(x.part[i]);
+    return lanes;
 }
 
 PARING_INLINE float exponential_of(float x) {
