@@ -19,8 +19,8 @@ constexpr uint32_t kRowVnni = kRowAvx512 | kAvx512Vnni;
 
 // Plainest first; every row names one function per layout, in the order of Layout, then its cycles. A row of an
 // instruction set that the compiler could not build is absent (setup.py defines PARING_HAVE_*). The cycles are
-// the least measured on Zen 5 with 512 x 576 matrices in its L2 cache, `columns` at 70 %, int4 with 8-bit inputs;
-// those of n16 with AVX2 were then multiplied by what a faster kernel took on Zen 3 of the time before.
+// those measured with 512 x 576 matrices in the L2 cache, `columns` at 70 %, int4 with 8-bit inputs: those of AVX2 on
+// Zen 3, which has nothing better, the others on Zen 5.
 #define PARING_FLOATS(isa) run_f32_dense_##isa, run_f16_dense_##isa, run_f32_bitmask_##isa
 #define PARING_INTEGERS(layout, isa) run_i8_##layout##_##isa, run_i4_##layout##_##isa
 #define PARING_REFERENCE run_integers_reference, run_integers_reference
@@ -41,8 +41,8 @@ constexpr KernelRow kRows[] = {
      {PARING_FLOATS(avx2), PARING_INTEGERS(dense, avx2), PARING_INTEGERS(bitmask, avx2), PARING_INTEGERS(block4, avx2),
       PARING_INTEGERS(2of4, avx2), PARING_INTEGERS(4of16, avx2), PARING_INTEGERS(n16, avx2),
       PARING_INTEGERS(pairs, avx2), PARING_INTEGERS(columns, avx2), PARING_INTEGERS(lists, avx2)},
-     {15.0F, 15.0F, 17.0F, 4.2F, 3.1F, 12.0F, 20.0F, 7.1F, 10.9F, 4.1F, 3.1F, 1.9F, 1.5F, 11.0F, 10.9F,
-      11.0F, 15.0F, 4.8F, 5.9F, 3.0F, 4.0F}},
+     {15.0F, 14.0F, 40.0F, 7.5F, 4.1F, 18.8F, 24.2F, 12.6F, 17.1F, 5.1F, 4.7F, 2.7F, 2.4F, 17.4F, 15.8F,
+      17.5F, 21.1F, 13.4F, 14.7F, 5.4F, 6.1F}},
 #endif
 #if defined(PARING_HAVE_AVX512)
     {"avx512",

@@ -7,8 +7,8 @@
 namespace paring::kernels {
 namespace {
 
-// What one core gets from memory when all cores read: 18 of 37 GB/s at 3.7 GHz on the Zen 5 the cycles were measured
-// on, 11 of 22 at 2.5 GHz on Cascade Lake. The choice only depends on it near the break-even sparsities.
+// What one core gets from memory when all cores read: 18 of 37 GB/s at 3.7 GHz on Zen 5, 14 of 28 at 3.1 GHz on Zen 3,
+// 11 of 22 at 2.5 GHz on Cascade Lake. The choice only depends on it near the break-even sparsities.
 constexpr double kBytesPerCycle = 5.0;
 
 // What of a matrix is kept, per 64 weights, and how evenly.

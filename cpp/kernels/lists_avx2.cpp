@@ -29,13 +29,14 @@ struct Lists {
     static constexpr size_t kBytes = Nibbles ? 32 : 48;
     static __m256i in_order(__m256i sums) { return sums; }
     const uint8_t *counts, *steps, *at;
-    size_t ahead;
-    Lists(const PackedMatrix& w, const uint8_t* body, size_t header) : counts(body), ahead(kAhead + header) {
+    size_t ahead;  // for the L2 cache: measured on Zen 3, nearer and into the L1 cache it was slower
+    Lists(const PackedMatrix& w, const uint8_t* body, size_t header) : counts(body), ahead(3 * (kAhead + header)) {
         const auto halves = 2 * static_cast<size_t>(w.groups);
         size_t vectors = 0;
         for (size_t half = 0; half < halves; ++half) vectors += count(half);
         steps = counts + padded(2 * halves);
         at = steps + padded(vectors);
+        prefetch_start(body + header, static_cast<size_t>(at - body));  // jumped over as well
     }
     size_t count(size_t half) const {
         uint16_t found;
@@ -53,7 +54,7 @@ struct Lists {
         const uint8_t* const last = steps + count(static_cast<size_t>(half));
         for (; steps != last; ++steps, at += kBytes) {
             j += 16 * *steps;
-            prefetch(at + ahead);
+            _mm_prefetch(at + ahead, _MM_HINT_T1);
             if (Nibbles)
                 sums.add(half, nibbles(at + 16), nibbles(at), j);
             else

@@ -58,13 +58,13 @@ def test_a_pattern_is_priced_as_the_engine_packs_it(row, dtype, group, pattern):
     rng = np.random.default_rng(2)
     if ":" in pattern:
         count, width = map(int, pattern.split(":"))
-        order = rng.random((64, 512 // width, width)).argsort(axis=2)
-        kept = (order < count).reshape(64, 512)
+        order = rng.random((256, 512 // width, width)).argsort(axis=2)
+        kept = (order < count).reshape(256, 512)
     else:
         rows = int(pattern.split("x")[0])
-        kept = np.repeat(rng.random((64 // rows, 512)) < 0.3, rows, axis=0)
+        kept = np.repeat(rng.random((256 // rows, 512)) < 0.3, rows, axis=0)
     matrix = packed(dtype, kept, group, row)
-    blocks = kept.reshape(64, 128, 4).any(axis=2).mean()
+    blocks = kept.reshape(256, 128, 4).any(axis=2).mean()
     price = cost(dtype, kept.mean(), blocks, row, pattern, group)
     assert price.layout == matrix.layout
     scales = scale_bytes(512, group)
