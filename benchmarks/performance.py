@@ -32,6 +32,7 @@ from typing import Any
 from performance_cases import OURS, PARTS, Case, Shape
 from performance_pictures import draw
 from performance_report import page
+from tables import put
 
 from paring.engine import _core
 
@@ -214,7 +215,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", help="those with such a text in 'MODEL CASE'")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--table", type=Path, help="write the page with the tables here")
+    parser.add_argument("--table", type=Path, help="write the tables into this page")
     parser.add_argument("--picture", type=Path, help="write the roofline here, growth beside it")
     options = parser.parse_args()
     if options.parts and not (options.model and options.work):
@@ -225,7 +226,7 @@ def main() -> None:
     if options.picture:
         draw(rows, options.picture)
     if options.table:
-        options.table.write_text(page(rows, options.picture))
+        put(options.table, "performance.py", page(rows, options.picture))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ from performance_cases import (
 
 Row = dict[str, Any]
 
-HEAD = """# Performance
-
-{machine}; measured {dates} by `python benchmarks/performance.py`, {rounds} rounds in which all systems took turns, one
+HEAD = """{machine}; measured {dates} by `python benchmarks/performance.py`, {rounds} rounds in which all systems took turns, one
 process at a time. Medians over the rounds; ratios and shares are of one round. Batch 1, greedy, random prompts; prefill
 is of a new sequence. Read bandwidth, measured in every round: {bandwidth}.
 
@@ -126,7 +124,7 @@ def page(rows: list[Row], picture: Path | None) -> str:
     """All that was measured on one machine, as a Markdown document."""
     results = Results(rows)
     if not results.found:
-        return "# Performance\n\nNothing was measured yet: `python benchmarks/performance.py`.\n"
+        return "Nothing was measured yet: `python benchmarks/performance.py`.\n"
     reads = (f"{results.bandwidth_at(n) / 1e9:.1f} GB/s on {n}" for n in results.threads)
     dates = sorted({row["date"] for row in rows if "decode" in row})
     parts = [

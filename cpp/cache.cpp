@@ -4,6 +4,7 @@
 #include <string>
 
 #include "fault.h"
+#include "kernels/memory.h"
 
 namespace paring {
 namespace {
@@ -43,7 +44,10 @@ void Cache::reserve(int64_t tokens) {
 // A copy, or zeros: slots that hold no token yet are read too (with weight 0), so they must be
 // finite.
 Cache::Page Cache::new_page(const uint8_t* from) const {
-    Page page = allocate_aligned<uint8_t>(page_bytes_);
+    const auto give_back = [bytes = page_bytes_](uint8_t* memory) {
+        kernels::free_shared(memory, bytes);
+    };
+    Page page(static_cast<uint8_t*>(kernels::allocate_shared(page_bytes_)), give_back);
     if (from)
         std::memcpy(page.get(), from, page_bytes_);
     else

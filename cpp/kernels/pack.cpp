@@ -2,15 +2,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
+#include "memory.h"
 #include "tile.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace paring::kernels {
 namespace {
@@ -68,17 +64,6 @@ DType dtype_of(Layout layout) {
     throw std::invalid_argument("matrix: unknown layout");
 }
 
-void* allocate(size_t bytes) {
-    constexpr size_t huge = size_t{2} << 20;
-    const size_t unit = bytes >= 2 * huge ? huge : kAlignment;
-    void* memory = std::aligned_alloc(unit, round_up(bytes, unit));
-    if (memory == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-    if (unit == huge) madvise(memory, round_up(bytes, unit), MADV_HUGEPAGE);  // only a hint: 4-8 % faster reads
-#endif
-    return memory;
-}
-
 void describe(PackedMatrix& w, const MatrixSource& s, Layout layout) {
     w.layout = layout;
     w.n = s.n;
@@ -89,7 +74,7 @@ void describe(PackedMatrix& w, const MatrixSource& s, Layout layout) {
     w.groups = w.group == 0 ? 1 : (s.k + w.group - 1) / w.group;
     w.scale_groups = s.mode == InputMode::f32 ? 0 : s.group == 0 ? 1 : w.groups;
     w.input = {s.mode, w.group, s.input_scale, s.input_zero_point};
-    w.offset = static_cast<uint64_t*>(allocate((static_cast<size_t>(w.panels) + 1) * 8));
+    w.offset = static_cast<uint64_t*>(allocate_shared((static_cast<size_t>(w.panels) + 1) * sizeof *w.offset));
 }
 
 template <class T, class Append>
@@ -126,7 +111,7 @@ PackedMatrix pack(const MatrixSource& s, Layout layout) {
             append_integers(to, layout, tile, w.group);
         });
     w.bytes = out.size();
-    w.data = static_cast<uint8_t*>(allocate(out.size() + kOverread));
+    w.data = static_cast<uint8_t*>(allocate_shared(out.size() + kOverread));
     std::memcpy(w.data, out.data(), out.size());
     std::memset(w.data + out.size(), 0, kOverread);
     return w;

@@ -1,9 +1,9 @@
 // PackedMatrix: ownership, the choice of a layout, and the sizes that depend on it.
 #include "packed.h"
 
-#include <cstdlib>
-#include <new>
 #include <utility>
+
+#include "memory.h"
 
 namespace paring::kernels {
 
@@ -12,8 +12,8 @@ PackedMatrix::PackedMatrix()
       scale_groups(0), nonzeros(0), bytes(0), data(nullptr), offset(nullptr) {}
 
 PackedMatrix::~PackedMatrix() {
-    std::free(data);
-    std::free(offset);
+    free_shared(data, bytes + kOverread);
+    free_shared(offset, (static_cast<size_t>(panels) + 1) * sizeof *offset);
 }
 
 PackedMatrix::PackedMatrix(PackedMatrix&& other) noexcept : PackedMatrix() { *this = std::move(other); }
