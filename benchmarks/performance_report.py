@@ -22,9 +22,9 @@ from performance_cases import (
 
 Row = dict[str, Any]
 
-HEAD = """{machine}; measured {dates} by `python benchmarks/performance.py`, {rounds} rounds in which all systems took turns, one
-process at a time. Medians over the rounds; ratios and shares are of one round. Batch 1, greedy, random prompts; prefill
-is of a new sequence. Read bandwidth, measured in every round: {bandwidth}.
+HEAD = """{machine}; measured {dates} by `python benchmarks/performance.py`, {rounds} rounds in which all systems took
+turns, one process at a time. Medians over the rounds; ratios and shares are of one round. Batch 1, greedy, random
+prompts; prefill is of a new sequence. Read bandwidth, measured in every round: {bandwidth}.
 
 Bytes are those of the weights that one decoded token reads (of a peer: of its file). The share of the bandwidth is
 bytes times tokens/s over the bandwidth of the round. Paring's sparse graphs are pruned by magnitude, for their speed

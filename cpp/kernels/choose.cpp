@@ -35,15 +35,15 @@ Density density(const MatrixSource& s) {
             for (size_t r = p; r < p + kPanelRows && r < static_cast<size_t>(s.n); ++r) {
                 const uint32_t mask = bits(r, i) | bits(r, i + 1) << 8;
                 for (uint32_t left = mask; left != 0; left >>= 4) {
-                    const auto kept = static_cast<uint32_t>(__builtin_popcount(left & 15));
+                    const uint32_t kept = count_bits(left & 15);
                     blocks += kept != 0;
                     d.of4 = std::max(d.of4, kept);
                 }
-                const auto kept = static_cast<uint32_t>(__builtin_popcount(mask));
+                const uint32_t kept = count_bits(mask);
                 weights += kept;
                 // An even row counts when its odd one comes; the last row may have none.
                 if ((r - p) % 2 == 1 || r + 1 == static_cast<size_t>(s.n))
-                    pairs += 2 * static_cast<size_t>(__builtin_popcount(mask | above));
+                    pairs += 2 * size_t{count_bits(mask | above)};
                 above = (r - p) % 2 == 0 ? mask : 0;
                 any |= mask;
                 uint32_t& half = fullest[(r - p) / 8];
@@ -54,7 +54,7 @@ Density density(const MatrixSource& s) {
             lists += (round_up(fullest[0], 4) + round_up(fullest[1], 4)) / 4;
             windows += 16 * count;
             masked += count % 16 != 0;
-            columns += 16 * static_cast<size_t>(__builtin_popcount(any));
+            columns += 16 * size_t{count_bits(any)};
             d.of16 = std::max(d.of16, most);
         }
     const double units = static_cast<double>(s.n) * s.k / 64;

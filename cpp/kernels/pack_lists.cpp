@@ -10,25 +10,28 @@ struct Lists {
     std::vector<uint16_t> counts;
     std::vector<uint8_t> steps, vectors;
 
-    // Weights [first, first + 4) of each of 8 rows' windows at column j, which keep no more than `count`.
-    void add(size_t row, size_t j, size_t first, size_t count, uint8_t step) {
-        uint8_t columns[32];
-        int8_t values[32];
-        for (size_t r = 0; r < 8; ++r) {
-            uint8_t chosen[16];
-            choose_columns(tile, row + r, j, 16, count, chosen);
-            for (size_t i = 0; i < 4; ++i) {
-                columns[4 * r + i] = chosen[first + i];
-                values[4 * r + i] = tile.value[(row + r) * tile.columns + j + chosen[first + i]];
+    // The windows at column j of 8 rows, which keep no more than `count`.
+    void add_window(size_t row, size_t j, size_t count, size_t step) {
+        uint8_t chosen[8][16];
+        for (size_t r = 0; r < 8; ++r) choose_columns(tile, row + r, j, 16, count, chosen[r]);
+        for (size_t first = 0; first < count; first += 4, step = 0) {
+            uint8_t columns[32];
+            int8_t values[32];
+            for (size_t i = 0; i < 32; ++i) {
+                columns[i] = chosen[i / 4][first + i % 4];
+                values[i] = tile.value[(row + i / 4) * tile.columns + j + columns[i]];
             }
+            add(columns, values, static_cast<uint8_t>(step));
         }
-        add(columns, values, step);
     }
     void add(const uint8_t* columns, const int8_t* values, uint8_t step) {
         steps.push_back(step);
-        for (size_t i = 0; i < 16; ++i) vectors.push_back(static_cast<uint8_t>(columns[i] | columns[i + 16] << 4));
-        if (nibbles) return append_values(vectors, values, 32, true);
-        for (size_t i = 0; i < 32; ++i) vectors.push_back(static_cast<uint8_t>(values[i % 16 * 2 + i / 16]));
+        uint8_t packed[48];
+        for (size_t i = 0; i < 16; ++i) packed[i] = static_cast<uint8_t>(columns[i] | columns[i + 16] << 4);
+        for (size_t i = 0; i < (nibbles ? 16 : 32); ++i)
+            packed[16 + i] = static_cast<uint8_t>(nibbles ? (values[i] + 8) | (values[i + 16] + 8) << 4
+                                                          : values[i % 16 * 2 + i / 16]);
+        append(vectors, packed, nibbles ? 32 : 48);
     }
     void add_half(size_t row, size_t first, size_t last) {
         const size_t before = steps.size();
@@ -41,7 +44,8 @@ struct Lists {
                 const int8_t zeros[32] = {};
                 add(columns, zeros, 255);
             }
-            for (size_t i = 0; i < count; i += 4, skipped = 0) add(row, j, i, count, static_cast<uint8_t>(skipped));
+            add_window(row, j, count, skipped);
+            skipped = 0;
         }
         counts.push_back(static_cast<uint16_t>(steps.size() - before));
     }

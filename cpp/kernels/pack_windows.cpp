@@ -1,10 +1,28 @@
 // The bodies of integer panels whose windows of 4 or 16 columns keep a fixed number of weights.
+#include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "tile.h"
 
 namespace paring::kernels {
 namespace {
+
+// Bit i: whether the row keeps column j + i, of 4 or 16.
+uint32_t kept_mask(const Tile<int8_t>& tile, size_t row, size_t j, size_t width) {
+    const uint8_t* at = &tile.kept[row * tile.columns + j];
+    uint64_t bytes[2] = {};
+    std::memcpy(bytes, at, width);
+    const auto bits = [](uint64_t eight) { return static_cast<uint32_t>(eight * 0x0102040810204080 >> 56); };
+    return bits(bytes[0]) | bits(bytes[1]) << 8;
+}
+
+// Adds `count` weights as bytes, or as nibbles: the second half goes into the high ones.
+void append_values(std::vector<uint8_t>& out, const int8_t* values, size_t count, bool nibbles) {
+    for (size_t i = 0; i < (nibbles ? count / 2 : count); ++i)
+        out.push_back(static_cast<uint8_t>(nibbles ? (values[i] + 8) | (values[i + count / 2] + 8) << 4
+                                                   : values[i] + 128));
+}
 
 void append_2of4(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles) {
     for (size_t j = 0; j < tile.columns; j += 32) {
@@ -68,30 +86,16 @@ void append_n16(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibble
 }  // namespace
 
 void choose_columns(const Tile<int8_t>& tile, size_t row, size_t j, size_t width, size_t count, uint8_t* columns) {
-    const uint8_t* kept = &tile.kept[row * tile.columns + j];
-    size_t missing = count;
-    for (size_t i = 0; i < width; ++i) missing -= kept[i];
-    if (missing > count) throw std::invalid_argument("matrix: a window keeps more weights than its layout holds");
-    for (size_t i = 0; i < width; ++i) {
-        if (!kept[i] && missing == 0) continue;
-        missing -= !kept[i];
-        *columns++ = static_cast<uint8_t>(i);
-    }
-}
-
-void append_values(std::vector<uint8_t>& out, const int8_t* values, size_t count, bool nibbles) {
-    for (size_t i = 0; i < (nibbles ? count / 2 : count); ++i)
-        out.push_back(static_cast<uint8_t>(nibbles ? (values[i] + 8) | (values[i + count / 2] + 8) << 4
-                                                   : values[i] + 128));
+    uint32_t mask = kept_mask(tile, row, j, width);
+    size_t kept = count_bits(mask);
+    if (kept > count) throw std::invalid_argument("matrix: a window keeps more weights than its layout holds");
+    for (; kept < count; ++kept) mask |= mask + 1;
+    for (; mask != 0; mask &= mask - 1) *columns++ = static_cast<uint8_t>(__builtin_ctz(mask));
 }
 
 size_t window_count(const Tile<int8_t>& tile, size_t row, size_t j) {
-    size_t most = 0;
-    for (size_t r = row; r < row + 8; ++r) {
-        size_t kept = 0;
-        for (size_t i = 0; i < 16; ++i) kept += tile.kept[r * tile.columns + j + i];
-        most = kept > most ? kept : most;
-    }
+    uint32_t most = 0;
+    for (size_t r = row; r < row + 8; ++r) most = std::max(most, count_bits(kept_mask(tile, r, j, 16)));
     return round_up(most, 4);
 }
 

@@ -7,6 +7,13 @@ namespace paring::kernels {
 
 size_t round_up(size_t value, size_t unit);
 
+// Bits set of 32. Without an instruction set of its own the builtin is a call.
+inline uint32_t count_bits(uint32_t bits) {
+    bits -= bits >> 1 & 0x55555555;
+    bits = (bits & 0x33333333) + (bits >> 2 & 0x33333333);
+    return ((bits + (bits >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24;
+}
+
 // Bytes before the body of an integer panel (see Layout in kernels.h).
 size_t header_bytes(const PackedMatrix& w);
 

@@ -120,8 +120,6 @@ void append_lists(std::vector<uint8_t>& out, const Tile<int8_t>& tile, int32_t g
 // Columns of `count` weights of a row's window of `width` columns at j, ascending: all the kept ones, then as many
 // others (which are zeros) as it takes. Throws where more are kept.
 void choose_columns(const Tile<int8_t>& tile, size_t row, size_t j, size_t width, size_t count, uint8_t* columns);
-// Adds `count` weights as bytes, or as nibbles: the second half goes into the high ones.
-void append_values(std::vector<uint8_t>& out, const int8_t* values, size_t count, bool nibbles);
 // Kept weights of the fullest of rows [row, row + 8) in 16 columns at j, rounded up to a multiple of 4.
 size_t window_count(const Tile<int8_t>& tile, size_t row, size_t j);
 void append_floats(std::vector<uint8_t>& out, Layout layout, const Tile<uint32_t>& tile, size_t k);
