@@ -31,7 +31,7 @@ Density density(const MatrixSource& s) {
     Density d{};
     for (size_t p = 0; p < static_cast<size_t>(s.n); p += kPanelRows)
         for (size_t i = 0; i < row; i += 2) {
-            uint32_t most = 0, above = 0, any = 0, fullest[2] = {};
+            uint32_t above = 0, any = 0, fullest[2] = {};
             for (size_t r = p; r < p + kPanelRows && r < static_cast<size_t>(s.n); ++r) {
                 const uint32_t mask = bits(r, i) | bits(r, i + 1) << 8;
                 for (uint32_t left = mask; left != 0; left >>= 4) {
@@ -49,7 +49,7 @@ Density density(const MatrixSource& s) {
                 uint32_t& half = fullest[(r - p) / 8];
                 half = std::max(half, kept);
             }
-            most = std::max(fullest[0], fullest[1]);
+            const uint32_t most = std::max(fullest[0], fullest[1]);
             const size_t count = round_up(most, 4);
             lists += (round_up(fullest[0], 4) + round_up(fullest[1], 4)) / 4;
             windows += 16 * count;

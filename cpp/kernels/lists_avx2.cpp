@@ -36,7 +36,6 @@ struct Lists {
         for (size_t half = 0; half < halves; ++half) vectors += count(half);
         steps = counts + padded(2 * halves);
         at = steps + padded(vectors);
-        prefetch_start(body + header, static_cast<size_t>(at - body));  // jumped over as well
     }
     size_t count(size_t half) const {
         uint16_t found;
