@@ -8,18 +8,23 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
+#include "many_avx2.inc"
 #include "dense_avx2.inc"
 #include "nibbles_avx2.inc"
 
 }  // namespace
 
-PARING_RUN(run_i8_dense_avx2) { run<DenseBytes>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i8_dense_avx2) { run<false, DenseBytes>(w, x, y, ldy, begin, end, scratch); }
 PARING_RUN(run_i4_dense_avx2) {
-    (void)scratch;
     for (int32_t p = begin; p < end; ++p) {
         const size_t header = static_cast<size_t>(w.scale_groups) * 64 + 64;
-        prefetch_start(view(w, p).body, header);
-        nibbles_tokens(PackedNibbles(w, view(w, p).body, header), Place{w, x, p, 0, y, ldy});
+        const uint8_t* body = view(w, p).body;
+        const Place at{w, x, p, 0, y, ldy};
+        prefetch_start(body, header);
+        if (x.m <= 2)
+            nibbles_tokens(PackedNibbles(w, body, header), at);
+        else
+            run_decoded_nibbles(DenseNibbles(w, body, header), at, scratch);
     }
 }
 

@@ -8,8 +8,8 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
+#include "many_avx2.inc"
 #include "dense_avx2.inc"
-#include "nibbles_avx2.inc"
 #include "place_avx2.inc"
 
 template <bool Nibbles>
@@ -110,8 +110,8 @@ void run_columns(const PackedMatrix& w, const Activations& x, float* y, size_t l
 
 }  // namespace
 
-PARING_RUN(run_i8_pairs_avx2) { run<Pairs<false>>(w, x, y, ldy, begin, end, scratch); }
-PARING_RUN(run_i4_pairs_avx2) { run_nibbles<Pairs<true>>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i8_pairs_avx2) { run<false, Pairs<false>>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i4_pairs_avx2) { run<true, Pairs<true>>(w, x, y, ldy, begin, end, scratch); }
 PARING_RUN(run_i8_columns_avx2) { run_columns<DenseBytes>(w, x, y, ldy, begin, end, scratch); }
 PARING_RUN(run_i4_columns_avx2) { run_columns<DenseNibbles>(w, x, y, ldy, begin, end, scratch); }
 

@@ -8,7 +8,7 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
-#include "nibbles_avx2.inc"
+#include "many_avx2.inc"
 #include "sums_avx2.inc"
 
 // 4 weights of every 16 columns, with 4-bit columns.

@@ -8,7 +8,7 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
-#include "nibbles_avx2.inc"
+#include "many_avx2.inc"
 #include "place_avx2.inc"
 
 struct MaskedBytes {
@@ -86,9 +86,9 @@ struct Blocks4 {
 
 }  // namespace
 
-PARING_RUN(run_i8_bitmask_avx2) { run<MaskedBytes>(w, x, y, ldy, begin, end, scratch); }
-PARING_RUN(run_i4_bitmask_avx2) { run_nibbles<MaskedNibbles>(w, x, y, ldy, begin, end, scratch); }
-PARING_RUN(run_i8_block4_avx2) { run<Blocks8>(w, x, y, ldy, begin, end, scratch); }
-PARING_RUN(run_i4_block4_avx2) { run_nibbles<Blocks4>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i8_bitmask_avx2) { run<false, MaskedBytes>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i4_bitmask_avx2) { run<true, MaskedNibbles>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i8_block4_avx2) { run<false, Blocks8>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i4_block4_avx2) { run<true, Blocks4>(w, x, y, ldy, begin, end, scratch); }
 
 }  // namespace paring::kernels

@@ -9,7 +9,7 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
-#include "nibbles_avx2.inc"
+#include "many_avx2.inc"
 #include "place_avx2.inc"
 #include "sums_avx2.inc"
 
@@ -27,15 +27,7 @@ void write_columns(const uint8_t* masks, uint8_t* to) {
     }
 }
 
-__m256i even_lanes(__m256i a, __m256i b) {
-    return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88));
-}
-
-__m256i odd_lanes(__m256i a, __m256i b) {
-    return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0xdd));
-}
-
-// Lanes hold rows 0, 1, 4, 5, 2, 3, 6, 7 of 8, which is what pairs of vectors give without crossing their halves.
+// Lanes: see swap_middle.
 template <bool Nibbles>
 struct Windows {
     static constexpr bool kNibbles = Nibbles;
@@ -52,7 +44,7 @@ struct Windows {
         : ahead(kAhead + header), left((static_cast<size_t>(w.k) + 15) / 16) {
         reading = writing = {body, body + (left + 31) / 32 * 32};
     }
-    static __m256i in_order(__m256i sums) { return _mm256_permute4x64_epi64(sums, 0xd8); }
+    static __m256i in_order(__m256i sums) { return swap_middle(sums); }
 
     static const uint8_t* values(const uint8_t* window, size_t n) { return window + (n % 16 == 0 ? 0 : 32); }
     static size_t bytes(size_t n) { return Nibbles ? 8 * n : 16 * n; }
@@ -187,9 +179,9 @@ void run_n16(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, 
              void* scratch) {
     if (x.m <= kTokens) return run_sums<Windows<Nibbles>>(w, x, y, ldy, begin, end);
     if (Nibbles)
-        run_nibbles<PlacedWindows<true>>(w, x, y, ldy, begin, end, scratch);
+        run<true, PlacedWindows<true>>(w, x, y, ldy, begin, end, scratch);
     else
-        run<PlacedWindows<false>>(w, x, y, ldy, begin, end, scratch);
+        run<false, PlacedWindows<false>>(w, x, y, ldy, begin, end, scratch);
 }
 
 }  // namespace
