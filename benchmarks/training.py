@@ -41,6 +41,12 @@ from paring.recipes import DataConfig, TrainingConfig
 
 HERE = Path(__file__).parent
 OVERHEAD = "overhead"
+QUANTIZED = " W8A8"  # after a case's name
+W8A8 = [
+    {"SmoothQuant": {"smoothing_strength": "auto", "ignore": ["lm_head"]}},
+    {"GPTQ": {"scheme": "W8A8", "ignore": ["lm_head"]}},
+]
+CALIBRATION = {"samples": 16, "length": 512}
 ROUNDS, TIMED, WARM = 3, 12, 3  # rounds of each loop in turn, steps timed in one, steps before
 
 
@@ -85,14 +91,25 @@ def run_case(
     result["stage_seconds"] = {stage["name"]: stage["seconds"] for stage in stages}
     logs = [stage["log"] for stage in stages if stage.get("log")]
     result["last_loss"] = {k: v for k, v in logs[-1][-1].items() if "loss" in k} if logs else {}
-    pared = Pared.load(str(output))
     result["sparsity"] = kept.get("after", {}).get("sparsity", 0.0)
-    result.update(perplexities(pared, options))
-    quantize = registry()["Quantization"](scheme="W8A8", ignore=["lm_head"])
-    session = Session(pared.model, [quantize], masks=pared.masks, quantization=pared.quantization)
-    session.run_oneshot(torch.zeros(1, 8, dtype=torch.int64))  # dynamic: no calibration needed
-    result["text_w8a8"] = perplexities(pared, options)["text"]
-    return result
+    return result | perplexities(Pared.load(str(output)), options)
+
+
+def run_w8a8(
+    name: str, case: dict[str, Any], cases: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """The case's checkpoint as the shipped recipes quantize it, calibrated on some of what it was trained on."""
+    base = folder_of(name, cases, options)
+    data = cases[case.get("same", name)].get("stages", cases["prune-50"]["stages"])[-1]["data"]
+    quantize = {"run": "oneshot", "modifiers": W8A8, "data": {**data, **CALIBRATION}}
+    output = Path(options.work / (name + QUANTIZED))
+    apply(
+        recipe_of(name, str(base), [quantize], options),
+        output=output,
+        evaluate=False,
+        progress=report,
+    )
+    return {"case": name + QUANTIZED} | perplexities(Pared.load(str(output)), options)
 
 
 def folder_of(name: str, cases: dict[str, Any], options: argparse.Namespace) -> Path:
@@ -103,19 +120,26 @@ def folder_of(name: str, cases: dict[str, Any], options: argparse.Namespace) -> 
     if "same" in case:
         return folder_of(case["same"], cases, options)
     base = folder_of(case.get("model", "dense"), cases, options)
+    teacher = folder_of(case.get("teacher", "dense"), cases, options)
+    output = Path(options.work / name)
+    recipe = recipe_of(name, str(base), case["stages"], options, teacher=str(teacher))
+    apply(recipe, output=output, evaluate=False, progress=report)
+    return output
+
+
+def recipe_of(
+    name: str, model: str, stages: list[Any], options: argparse.Namespace, teacher: str = ""
+) -> Recipe:
     args = {
         "text": str(options.data / "wikitext-2/calibration.txt"),
         "problems": str(options.data / "gsm8k/train.jsonl"),
         "dense": options.model,
-        "teacher": str(folder_of(case.get("teacher", "dense"), cases, options)),
+        "teacher": teacher,
         **{key: getattr(options, key) for key in ("steps", "batch_size", "length", "samples")},
         "bf16": options.bf16,
     }
-    document = {"version": 1, "model": str(base), "args": args, "stages": case["stages"]}
-    recipe = Recipe.parse(yaml.safe_dump(document), source=name)
-    output = Path(options.work / name)
-    apply(recipe, output=output, evaluate=False, progress=report)
-    return output
+    document = {"version": 1, "model": model, "args": args, "stages": stages}
+    return Recipe.parse(yaml.safe_dump(document), source=name)
 
 
 class _Clock(TrainerCallback):
@@ -209,11 +233,14 @@ def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         if mine is None:
             continue
         control = found.get(case.get("against", ""))
+        by = case.get("by", "text")
+        int8 = found.get(name + QUANTIZED)
+        cost = f"{int8[by] / mine[by] - 1:+.1%}" if int8 else ""
         ratio = f"{mine[case['by']] / control[case['by']]:.3f}" if control else ""
         minutes = sum(mine["stage_seconds"].values()) / 60
         lines.append(
             f"| {name} | {mine['sparsity']:.0%} | {mine['text']:.2f} | {mine['answers']:.2f}"
-            f" | {mine['text_w8a8'] / mine['text'] - 1:+.1%} | {case.get('against', '')} | {ratio}"
+            f" | {cost} | {case.get('against', '')} | {ratio}"
             f" | {case.get('reach', '')} | {minutes:.0f} |"
         )
     if OVERHEAD in found:
@@ -252,21 +279,28 @@ def parse(cases: dict[str, Any]) -> argparse.Namespace:
     return options
 
 
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
 def main() -> None:
     cases = yaml.safe_load((HERE / "training_cases.yaml").read_text())
     options = parse({name: case or {} for name, case in cases.items()})
-    for name in options.cases:
-        lines = options.results.read_text().splitlines() if options.results.exists() else []
-        if not options.again and name in {json.loads(line)["case"] for line in lines}:
+    known = {row["case"] for row in rows(options.results)}
+    for name in (each for case in options.cases for each in (case, case + QUANTIZED)):
+        case = name.removesuffix(QUANTIZED)
+        if (name in known and not options.again) or name == OVERHEAD + QUANTIZED:
             continue
-        own = name != OVERHEAD
-        result = run_case(name, cases[name], cases, options) if own else overhead(options)
+        if case == OVERHEAD:
+            result = overhead(options)
+        else:
+            run = run_case if name == case else run_w8a8
+            result = run(case, cases[case], cases, options)
         result["date"] = datetime.date.today().isoformat()
         with options.results.open("a") as file:
             file.write(json.dumps(result) + "\n")
         print(json.dumps(result), flush=True)
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    text = table(cases, {row["case"]: row for row in map(json.loads, lines)})
+    text = table(cases, {row["case"]: row for row in rows(options.results)})
     print(text)
     if options.table:
         put(options.table, "training.py", text)
