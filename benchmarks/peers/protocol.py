@@ -7,7 +7,7 @@ The first makes the peer's own files in the work folder, once. The second measur
 prints one JSON line: {"version", "bytes_per_token", "decode", "prefill": {LENGTH: tokens/s}, "load_seconds",
 "resident_bytes", ...}. `decode` is in tokens/s, after a prompt of `--prompt` tokens; `bytes_per_token` is what the
 weights that one decoded token reads take; loading is timed after the imports, and by `resident_bytes` the process had
-grown when it had decoded. Whatever else a system has in `details` is added.
+grown when it had decoded. Whatever else a system has in `details`, if any, is added.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class System(Protocol):
     version: str
     bytes_per_token: int
     vocabulary: int
-    details: dict[str, Any]
 
     def run(self, prompt: list[int], tokens: int) -> tuple[float | None, float]:
         """Seconds of prefill of a new sequence (None: it has none), and of decoding so many tokens after it."""
@@ -40,8 +39,6 @@ class System(Protocol):
 
 class Stepwise:
     """A system that computes a prompt, then a token at a time."""
-
-    details: dict[str, Any] = {}  # noqa: RUF012 - read only
 
     def start(self, prompt: list[int]) -> int:
         """The likeliest token after a prompt of a new sequence."""
@@ -77,7 +74,7 @@ def measure(system: System, prompt: int, tokens: int, prefill: list[int]) -> dic
         "bytes_per_token": system.bytes_per_token,
         "decode": decode,
         "prefill": rates,
-        **system.details,
+        **getattr(system, "details", {}),
     }
 
 

@@ -1,5 +1,6 @@
 // Lists of vectors of 8 rows x 4 weights, int8 and int4, with AVX2: a shuffle brings every weight the input it meets, so
-// that the cost follows the kept weights. No branch depends on how many a window has.
+// that the cost follows the kept weights. No branch depends on how many a window has. For many tokens the weights go to their
+// places in a panel, once.
 #include "intrinsics.h"
 
 #include "rows.h"
@@ -9,7 +10,12 @@ namespace {
 
 #include "stream.inc"
 #include "integer_avx2.inc"
+#include "many_avx2.inc"
 #include "sums_avx2.inc"
+
+// When it pays to expand a panel, measured on Zen 3: from so many tokens and from so many stored weights of one on.
+constexpr int32_t kExpandTokens = 64;
+constexpr double kExpandDensity = 0.4;
 
 constexpr size_t padded(size_t bytes) { return (bytes + 31) / 32 * 32; }
 
@@ -42,35 +48,96 @@ struct Lists {
         __builtin_memcpy(&found, counts + 2 * half, 2);
         return found;
     }
-    template <class S>
-    void add(S& sums, int32_t j, int32_t) {
-        add_half(sums, 0, j);
-        add_half(sums, 1, j);
-        counts += 4;
-    }
-    template <class S>
-    __attribute__((always_inline)) void add_half(S& sums, const int half, int32_t j) {
-        const uint8_t* const last = steps + count(static_cast<size_t>(half));
+    // Calls act(the vector's bytes, its first column) for all vectors of a half of a group that begins at column j.
+    template <class Act>
+    __attribute__((always_inline)) void walk(size_t half, int32_t j, const Act& act) {
+        const uint8_t* const last = steps + count(half);
         for (; steps != last; ++steps, at += kBytes) {
             j += 16 * *steps;
             _mm_prefetch(at + ahead, _MM_HINT_T1);
-            if (Nibbles)
-                sums.add(half, nibbles(at + 16), nibbles(at), j);
-            else
-                sums.add(half, wide(at + 16), nibbles(at), j);
+            act(at, j);
         }
+    }
+    template <class S>
+    void add(S& sums, int32_t j, int32_t) {
+        walk(0, j, [&](const uint8_t* vector, int32_t first) { add_vector(sums, 0, vector, first); });
+        walk(1, j, [&](const uint8_t* vector, int32_t first) { add_vector(sums, 1, vector, first); });
+        counts += 4;
+    }
+    template <class S>
+    __attribute__((always_inline)) static void add_vector(S& sums, int half, const uint8_t* vector, int32_t j) {
+        if (Nibbles)
+            sums.add(half, nibbles(vector + 16), nibbles(vector), j);
+        else
+            sums.add(half, wide(vector + 16), nibbles(vector), j);
+    }
+    // The weights of a vector, row by row.
+    static __m256i values(const uint8_t* vector) {
+        if (Nibbles) return _mm256_sub_epi8(nibbles(vector + 16), _mm256_set1_epi8(8));
+        const __m128i even = load(vector + 16), odd = load(vector + 32);
+        return _mm256_set_m128i(_mm_unpackhi_epi8(even, odd), _mm_unpacklo_epi8(even, odd));
     }
 };
 
+// Where weights of 8 rows x 4 in 16 columns are in a panel, counted from the first of these rows and columns. What a row
+// adds: see Pairs16 and Nibbles8.
+__m256i places(Pairs16, __m256i columns) {
+    const __m256i rows = _mm256_setr_epi32(0, 0x02020202, 0x08080808, 0x0a0a0a0a, 0x04040404, 0x06060606, 0x0c0c0c0c,
+                                           0x0e0e0e0e);
+    const __m256i pair = _mm256_slli_epi16(_mm256_and_si256(columns, _mm256_set1_epi8(14)), 4);
+    return _mm256_add_epi8(_mm256_add_epi8(pair, rows), _mm256_and_si256(columns, _mm256_set1_epi8(1)));
+}
+
+__m256i places(Nibbles8, __m256i columns) {
+    const __m256i rows = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0x10101010, 0x14141414, 0x18181818,
+                                           0x1c1c1c1c);
+    const __m256i four = _mm256_slli_epi16(_mm256_and_si256(columns, _mm256_set1_epi8(12)), 4);
+    return _mm256_add_epi8(_mm256_add_epi8(four, rows), _mm256_and_si256(columns, _mm256_set1_epi8(3)));
+}
+
+size_t half_of(Pairs16) { return 16; }
+size_t half_of(Nibbles8) { return 32; }
+
+template <bool Nibbles, class Panel>
+void expand(const Place& at, void* scratch) {
+    using Value = typename Panel::Value;
+    auto* panel = static_cast<Value*>(scratch);
+    __builtin_memset(panel, Panel::kZero, static_cast<size_t>(at.x.padded) * kPanelRows * sizeof(Value));
+    const int32_t span = at.w.group == 0 ? at.x.padded : at.w.group;
+    Lists<Nibbles> lists(at.w, view(at.w, at.panel).body, static_cast<size_t>(at.w.scale_groups) * 64 + 64);
+    for (int32_t g = 0; g < at.w.groups; ++g, lists.counts += 4)
+        for (size_t half = 0; half < 2; ++half)
+            lists.walk(half, g * span, [&](const uint8_t* vector, int32_t j) {
+                alignas(32) uint8_t place[32];
+                alignas(32) int8_t value[32];
+                _mm256_store_si256(reinterpret_cast<__m256i*>(place), places(Panel{}, nibbles(vector)));
+                _mm256_store_si256(reinterpret_cast<__m256i*>(value), Lists<Nibbles>::values(vector));
+                Value* to = panel + static_cast<size_t>(j) * kPanelRows + half * half_of(Panel{});
+                // Zeros that fill up lie where nothing is kept.
+#pragma GCC unroll 32
+                for (int i = 0; i < 32; ++i) to[place[i]] = static_cast<Value>(Panel::kZero + value[i]);
+            });
+    many_tokens<Panel>(scratch, at);
+}
+
+template <bool Nibbles>
+void run_lists(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end,
+               void* scratch) {
+    const auto vectors = static_cast<double>(w.bytes) / Lists<Nibbles>::kBytes;
+    const double density = 32 * vectors / (static_cast<double>(w.panels) * kPanelRows * x.padded);
+    if (x.m < kExpandTokens || density < kExpandDensity) return run_sums<Lists<Nibbles>>(w, x, y, ldy, begin, end);
+    for (int32_t p = begin; p < end; ++p) {
+        const Place at{w, x, p, 0, y, ldy};
+        if (Nibbles && x.spec.mode != InputMode::int16)
+            expand<Nibbles, Nibbles8>(at, scratch);
+        else
+            expand<Nibbles, Pairs16>(at, scratch);
+    }
+}
+
 }  // namespace
 
-PARING_RUN(run_i8_lists_avx2) {
-    (void)scratch;
-    run_sums<Lists<false>>(w, x, y, ldy, begin, end);
-}
-PARING_RUN(run_i4_lists_avx2) {
-    (void)scratch;
-    run_sums<Lists<true>>(w, x, y, ldy, begin, end);
-}
+PARING_RUN(run_i8_lists_avx2) { run_lists<false>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i4_lists_avx2) { run_lists<true>(w, x, y, ldy, begin, end, scratch); }
 
 }  // namespace paring::kernels

@@ -28,7 +28,10 @@ struct Chunk {
 std::mutex mutex;
 Chunk* open = nullptr;  // the one that still has room
 // By size: what was given back, in chunks that others still use. Never destroyed: at the end Python may still hold models.
-auto& holes = *new std::map<size_t, std::vector<void*>>;
+std::map<size_t, std::vector<void*>>& holes() {
+    static auto& all = *new std::map<size_t, std::vector<void*>>;
+    return all;
+}
 
 Chunk* chunk_of(const void* memory) {
     return reinterpret_cast<Chunk*>(reinterpret_cast<uintptr_t>(memory) & ~uintptr_t{kChunk - 1});
@@ -60,8 +63,8 @@ void* allocate_shared(size_t bytes) {
         return memory;
     }
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = holes.find(needed);
-    if (found != holes.end() && !found->second.empty()) {
+    const auto found = holes().find(needed);
+    if (found != holes().end() && !found->second.empty()) {
         void* memory = found->second.back();
         found->second.pop_back();
         ++chunk_of(memory)->users;
@@ -85,11 +88,11 @@ void free_shared(void* memory, size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
     Chunk* chunk = chunk_of(memory);
     if (--chunk->users != 0) {
-        holes[round_up(std::max(bytes, kAlignment), kAlignment)].push_back(memory);
+        holes()[round_up(std::max(bytes, kAlignment), kAlignment)].push_back(memory);
         return;
     }
     const auto inside = [&](const void* hole) { return chunk_of(hole) == chunk; };
-    for (auto& [size, some] : holes) some.erase(std::remove_if(some.begin(), some.end(), inside), some.end());
+    for (auto& [size, some] : holes()) some.erase(std::remove_if(some.begin(), some.end(), inside), some.end());
     if (chunk == open) open = nullptr;
     std::free(chunk);
 }
