@@ -10,6 +10,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 // Vectors wider than the baseline's registers are returned by inlined functions only.
@@ -41,15 +43,32 @@ struct Ints {
 // The same on every part, written out.
 #define PARING_EACH _Pragma("GCC unroll 4") for (int i = 0; i < kParts; ++i)
 
+// Not a sum with zeros, which compilers must compute for the sake of -0.
+PARING_INLINE Native spread(float value) {
+#if defined(__AVX512F__)
+    return (Native)_mm512_set1_ps(value);
+#elif defined(__AVX2__) && defined(__F16C__)
+    return (Native)_mm256_set1_ps(value);
+#else
+    return Native{value, value, value, value};
+#endif
+}
+
 PARING_INLINE Lanes splat(float value) {
     Lanes lanes;
-    PARING_EACH lanes.part[i] = Native{} + value;
+    PARING_EACH lanes.part[i] = spread(value);
     return lanes;
+}
+
+PARING_INLINE Native load_native(const float* x) {
+    Native native;
+    memcpy(&native, x, sizeof native);
+    return native;
 }
 
 PARING_INLINE Lanes load(const float* x) {
     Lanes lanes;
-    PARING_EACH memcpy(&lanes.part[i], x + i * kWidth, sizeof(Native));
+    PARING_EACH lanes.part[i] = load_native(x + i * kWidth);
     return lanes;
 }
 
@@ -77,6 +96,21 @@ PARING_OPERATOR(/)
 PARING_INLINE Lanes& operator+=(Lanes& a, const Lanes& b) { return a = a + b; }
 PARING_INLINE Lanes& operator*=(Lanes& a, const Lanes& b) { return a = a * b; }
 
+// sum + a * b, rounded once. The portable row calls the C library for it, lane by lane.
+PARING_INLINE Native fused(const Native& sum, const Native& a, const Native& b) {
+#if defined(__AVX512F__)
+    return (Native)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__FMA__)
+    return (Native)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__aarch64__)
+    return (Native)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+    Native found;
+    for (int i = 0; i < kWidth; ++i) found[i] = __builtin_fmaf(a[i], b[i], sum[i]);
+    return found;
+#endif
+}
+
 PARING_INLINE Lanes operator-(const Lanes& a) {
     Lanes lanes;
     PARING_EACH lanes.part[i] = -a.part[i];
@@ -91,7 +125,7 @@ PARING_INLINE Lanes greater(const Lanes& value, const Lanes& than) {
 }
 
 PARING_INLINE Native bounded(const Native& x, float low, float high) {
-    const Native least = Native{} + low, most = Native{} + high;
+    const Native least = spread(low), most = spread(high);
     return x > most ? most : (x < least ? least : x);
 }
 
