@@ -186,8 +186,9 @@ CONTEXT = [
     Case("context", SHORT, name, peer, variant, prompt=length)
     for name, peer, variant in (
         *(
-            ("Paring " + name, OURS, PARING[name][0])
+            (f"Paring {name}{title}", OURS, PARING[name][0] + cache)
             for name in ("dense int8", "8:16 int8", "4:16 int4")
+            for title, cache in (("", ""), (", int8 cache", "+int8"))
         ),
         *((name, *PEERS[name]) for name in (Q8, Q4)),
     )

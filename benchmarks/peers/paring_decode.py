@@ -1,8 +1,8 @@
 """Paring's engine under the same protocol; `protocol.py` says what is asked of this script.
 
-A variant is PATTERN@SPARSITY/DTYPE, as in `1x4@0.7/int4`, or `fp32`; with `*8` after it, eight sequences are decoded
-together, and the speed is that of all. The graphs are pruned by magnitude and rounded, for their speed alone: int8 per
-row or int4 in groups of 64, with int8 inputs and an int8 head.
+A variant is PATTERN@SPARSITY/DTYPE, as in `1x4@0.7/int4`, or `fp32`; with `+int8` after it, keys and values are kept in
+int8; with `*8` at the end, eight sequences are decoded together, and the speed is that of all. The graphs are pruned by
+magnitude and rounded, for their speed alone: int8 per row or int4 in groups of 64, with int8 inputs and an int8 head.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from paring.engine.state import advance
 
 
 def graph_folder(options: argparse.Namespace) -> Path:
-    name, _ = parts(options.variant)
+    name = parts(options.variant)[0]
     return Path(options.work) / f"paring-{name.replace('/', '-').replace(':', 'of')}"
 
 
-def parts(variant: str) -> tuple[str, int]:
-    """What the graph is, and how many sequences are decoded at once."""
-    name, _, sequences = variant.partition("*")
-    return name, int(sequences or 1)
+def parts(variant: str) -> tuple[str, str, int]:
+    """What the graph is, how keys and values are kept, and how many sequences are decoded at once."""
+    system, _, sequences = variant.partition("*")
+    name, _, cache = system.partition("+")
+    return name, cache or "auto", int(sequences or 1)
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -40,7 +41,7 @@ def prepare(options: argparse.Namespace) -> None:
     with made_once(folder) as part:
         if part is None:
             return
-        name, _ = parts(options.variant)
+        name = parts(options.variant)[0]
         if name == "fp32":
             export(options.model, part)
             return
@@ -54,12 +55,12 @@ class Paring(Stepwise):
     def __init__(self, options: argparse.Namespace) -> None:
         import paring
 
-        self.engine = Engine.load(graph_folder(options), threads=options.threads)
+        _, cache, self.sequences = parts(options.variant)
+        self.engine = Engine.load(graph_folder(options), threads=options.threads, cache=cache)
         info = self.engine.info()
         self.version = f"{paring.__version__}, row {info['kernels']}"
         self.bytes_per_token = info["bytes_per_token"]
         self.vocabulary = self.engine.vocabulary
-        self.sequences = parts(options.variant)[1]
         packed = info["memory"]["weights"] + info["memory"]["tables"]
         self.details = {
             "packed_bytes": packed,
