@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..progress import Progress
 from .runtime import Engine
-from .state import advance
+from .state import advance_greedily
 
 WARM_UP = 4  # decoded tokens before anything is timed
 
@@ -194,12 +194,8 @@ class _Run:
         states = [self.engine.state() for _ in range(sequences)]
         for seed, state in enumerate(states):
             state.extend(self.prompt(prompt, seed))
-        logits = np.stack([state.logits for state in states])
         began = time.perf_counter()
-        for _ in range(tokens):
-            chosen = logits.argmax(axis=1)
-            parts = [(s, chosen[i : i + 1], True) for i, s in enumerate(states)]
-            advance(parts, logits)
+        advance_greedily(states, tokens)
         return sequences * tokens / (time.perf_counter() - began)
 
     def speed(self) -> Speed:

@@ -84,3 +84,11 @@ def advance(
     model.forward(calls, logits[:rows] if rows else None)
     for state, tokens, _ in parts:
         state._tokens.extend(tokens.tolist())
+
+
+def advance_greedily(states: Sequence[State], tokens: int) -> None:
+    """Append so many tokens, each the likeliest, to every one of several sequences; raises as `advance` does."""
+    logits = np.stack([state.logits for state in states])
+    for _ in range(tokens):
+        chosen = logits.argmax(axis=1)
+        advance([(state, chosen[i : i + 1], True) for i, state in enumerate(states)], logits)

@@ -16,7 +16,7 @@ import numpy as np
 from protocol import Stepwise, made_once, main
 
 from paring.engine import Engine
-from paring.engine.state import advance
+from paring.engine.state import advance_greedily
 
 
 def graph_folder(options: argparse.Namespace) -> Path:
@@ -75,11 +75,8 @@ class Paring(Stepwise):
         states = [self.engine.state() for _ in range(self.sequences)]
         for shift, state in enumerate(states):  # each its own prompt
             state.extend(np.roll(np.array(prompt, np.int64), shift))
-        logits = np.stack([state.logits for state in states])
         prefilled = time.perf_counter()
-        for _ in range(tokens):
-            chosen = logits.argmax(axis=1)
-            advance([(s, chosen[i : i + 1], True) for i, s in enumerate(states)], logits)
+        advance_greedily(states, tokens)
         decoded = time.perf_counter() - prefilled
         return (prefilled - began) / self.sequences, decoded / self.sequences
 
