@@ -260,7 +260,7 @@ def parse(cases: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=Path, help="has wikitext-2/ and gsm8k/")
     parser.add_argument("--results", required=True, type=Path, help="JSON lines; added to")
     parser.add_argument("--work", required=True, type=Path, help="checkpoints are kept here")
-    parser.add_argument("--cases", nargs="*", help="names; not given: all")
+    parser.add_argument("--cases", nargs="*", help="names; not given: all; none: only the table")
     parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="calibration; training has half")
@@ -272,10 +272,11 @@ def parse(cases: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--table", type=Path, help="write the table into this page")
     options = parser.parse_args()
     names = [*cases, OVERHEAD]
-    for name in options.cases or names:
+    if options.cases is None:
+        options.cases = names
+    for name in options.cases:
         if name not in names:
             parser.error(f"{name}: no such case; there are {', '.join(names)}")
-    options.cases = options.cases or names
     return options
 
 
