@@ -41,7 +41,7 @@ lint: $(INSTALLED)
 # mypy wants a folder called paring, and the clone may have any name.
 types: $(INSTALLED)
 	mkdir -p build/mypy/paring
-	ln -sfn $(addprefix $(CURDIR)/,$(filter-out setup.py,$(wildcard *.py)) $(wildcard $(ROOMS))) build/mypy/paring
+	ln -sfn $(addprefix ../../../,$(filter-out setup.py,$(wildcard *.py)) $(wildcard $(ROOMS))) build/mypy/paring
 	$(BIN)/mypy
 
 clean:
