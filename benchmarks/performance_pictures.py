@@ -179,12 +179,12 @@ def against_sparsity(axis: Axes, results: Results) -> None:
 
 
 def against_context(axis: Axes, results: Results) -> None:
-    """A line a system."""
+    """A line a system; those of an int8 cache are dotted."""
     threads = results.threads[-1]
     cases: dict[str, list[Case]] = {}
     for case in PARTS["context"]:
         cases.setdefault(case.name, []).append(case)
-    marks = iter(("o-", "s-", "^-"))
+    marks = iter(("o-", "o:", "s-", "s:", "^-", "^:"))
     for name, some in cases.items():
         found = [(case.length, results.decode(case, threads)) for case in some]
         points = [(length, speed) for length, speed in found if speed]
