@@ -65,6 +65,8 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
             against_sparsity(axes[0], results)
             against_context(axes[1], results)
             against_batch(axes[2], results)
+            for axis in axes:  # what was not measured leaves its place empty
+                axis.set_visible(any(len(line.get_xdata()) for line in axis.lines))
             save(figure, growth_picture(file))
 
 
@@ -184,12 +186,13 @@ def against_context(axis: Axes, results: Results) -> None:
     cases: dict[str, list[Case]] = {}
     for case in PARTS["context"]:
         cases.setdefault(case.name, []).append(case)
-    marks = iter(("o-", "o:", "s-", "s:", "^-", "^:"))
+    marks = {"dense int8": "o", "8:16 int8": "s", "4:16 int4": "^", "Q8_0": "o", "Q4_0": "s"}
     for name, some in cases.items():
         found = [(case.length, results.decode(case, threads)) for case in some]
         points = [(length, speed) for length, speed in found if speed]
         if points:
-            mark = next(marks) if name.startswith("Paring") else "o--" if "Q8" in name else "s--"
+            mark = next(mark for part, mark in marks.items() if part in name)
+            mark += "--" if "llama" in name else ":" if "int8 cache" in name else "-"
             axis.plot(*zip(*points, strict=True), mark, markersize=4, color=color(name), label=name)
     axis.set_xscale("symlog", linthresh=256)
     axis.set_xticks(CONTEXTS, [f"{length:,}" for length in CONTEXTS])
