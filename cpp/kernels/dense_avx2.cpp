@@ -21,7 +21,7 @@ PARING_RUN(run_i4_dense_avx2) {
         const uint8_t* body = view(w, p).body;
         const Place at{w, x, p, 0, y, ldy};
         prefetch_start(body, header);
-        if (x.m <= 2)
+        if (x.m <= kTokens)
             nibbles_tokens(PackedNibbles(w, body, header), at);
         else
             run_decoded_nibbles(DenseNibbles(w, body, header), at, scratch);

@@ -147,7 +147,7 @@ std::vector<uint8_t> outcome(const KernelRow& row, const PackedMatrix& w, const 
 size_t compare(const Case& c, Random& random, std::vector<size_t>& runs) {
     const PackedMatrix w = packed(c, portable(c, random));
     size_t wrong = 0;
-    for (const int32_t m : {1, 2, 9, 64}) {
+    for (const int32_t m : {1, 2, 3, 9, 64}) {
         std::vector<float> x(static_cast<size_t>(m) * static_cast<size_t>(c.k));
         for (float& value : x) value = static_cast<float>(static_cast<int32_t>(random())) * 0x1p-30F;
         if (m == 3) x[0] = std::strtof("nan", nullptr);
