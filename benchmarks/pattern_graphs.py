@@ -18,6 +18,7 @@ from paring.engine.storage import unpack
 from paring.modifiers import MaskStructure
 
 GROUP = 64  # of int4
+HEAD = "lm_head.weight"
 
 
 def is_pruned(name: str) -> bool:
@@ -31,14 +32,30 @@ def dense_graph(model: str, folder: Path) -> Graph:
     return read_graph(folder)
 
 
-def write_pruned(dense: Graph, pattern: str, sparsity: float, dtype: str, folder: Path) -> None:
-    """`dense` with its Linears pruned by magnitude and rounded: int8 per row, int4 in groups, int8 inputs."""
+def write_pruned(
+    dense: Graph, pattern: str, sparsity: float, dtype: str, folder: Path, head: str = "int8"
+) -> None:
+    """`dense` with its Linears pruned by magnitude and rounded: int8 per row, int4 in groups, int8 inputs.
+
+    head: of `dense`, weight-only; int4 rounds it again.
+    """
     structure = MaskStructure.parse(pattern)
     with GraphWriter(folder) as writer:
         for name, tensor in dense.tensors.items():
             parts = dense.parts(name)
             if isinstance(tensor, Vector):
                 writer.vector(name, parts["values"])
+            elif head == "int4" and name == HEAD:
+                q, scales = rounded(unpack(tensor, parts) * parts["scales"], "int4")
+                writer.matrix(
+                    name,
+                    q,
+                    scales=scales,
+                    bits=4,
+                    group=GROUP,
+                    activation=tensor.activation,
+                    dense=True,
+                )
             elif is_pruned(name):
                 weight = np.array(unpack(tensor, parts), np.float32)
                 kept = structure.mask(torch.from_numpy(weight).square(), sparsity).numpy()

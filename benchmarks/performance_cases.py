@@ -119,6 +119,12 @@ PARING: dict[str, tuple[str, tuple[tuple[str, float | None], ...]]] = {
     "4:16 int4": ("4:16@0.75/int4", ((Q4, 3.3),)),
     "1x4 70 % int4": ("1x4@0.7/int4", ((Q4, 3.6),)),
 }
+HEAD = ", int4 head"  # after the name of an int4 system; else the logits matrix is int8
+PARING |= {
+    name + HEAD: (variant + "/int4", goals)
+    for name, (variant, goals) in PARING.items()
+    if variant.endswith("/int4")
+}
 
 
 def systems(
@@ -156,7 +162,7 @@ SYSTEMS = [
     ),
     *systems(
         LAYERS,
-        [name for name in PARING if name not in ("dense fp32", "60 % int8")],
+        [name for name in PARING if name not in ("dense fp32", "60 % int8") and HEAD not in name],
         [Q8, Q4, "DeepSparse int8", sparse(70), sparse(80), sparse(90)],
         {
             "dense int8": ((Q8, None), ("DeepSparse int8", None)),

@@ -1,8 +1,9 @@
 """Paring's engine under the same protocol; `protocol.py` says what is asked of this script.
 
-A variant is PATTERN@SPARSITY/DTYPE, as in `1x4@0.7/int4`, or `fp32`; with `+int8` after it, keys and values are kept in
-int8; with `*8` at the end, eight sequences are decoded together, and the speed is that of all. The graphs are pruned by
-magnitude and rounded, for their speed alone: int8 per row or int4 in groups of 64, with int8 inputs and an int8 head.
+A variant is PATTERN@SPARSITY/DTYPE, as in `1x4@0.7/int4`, or `fp32`; with another `/int4` the head is int4 too, else it
+is int8; with `+int8` after it, keys and values are kept in int8; with `*8` at the end, eight sequences are decoded
+together, and the speed is that of all. The graphs are pruned by magnitude and rounded, for their speed alone: int8 per
+row or int4 in groups of 64, with int8 inputs, those of the head in float.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def prepare(options: argparse.Namespace) -> None:
         if name == "fp32":
             export(options.model, part)
             return
-        structure, dtype = name.split("/")
+        structure, dtype, *head = name.split("/")
         pattern, _, sparsity = structure.partition("@")
         dense = dense_graph(str(options.model), Path(options.work) / "paring-int8-head")
-        write_pruned(dense, pattern, float(sparsity), dtype, part)
+        write_pruned(dense, pattern, float(sparsity), dtype, part, *head)
 
 
 class Paring(Stepwise):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 
-from ..hessian import Gram, inverse_factor
-from ..precision import fast_float32
+from ..hessian import Gram
 from .by_scheme import _SchemeQuantization, linear_of
+from .gptq_problem import Problem, evenly
 from .histogram import static_observers
 from .layer import dequantize_weight
-from .observers import set_integers, weight_scale
-from .rounding import eliminate, refit_scales, sweep
+from .observers import set_integers
 from .schemes import ConfigGroup, WeightObserver
 
 if TYPE_CHECKING:
@@ -61,7 +59,7 @@ class GPTQ(_SchemeQuantization):
         grams = [(names, Gram()) for names in block.shared_inputs(linears)]
         block.run(
             {
-                names[0]: _all_of([_evenly(gram), *(static[n].add for n in names if n in static)])
+                names[0]: _all_of([evenly(gram), *(static[n].add for n in names if n in static)])
                 for names, gram in grams
             }
         )
@@ -72,8 +70,11 @@ class GPTQ(_SchemeQuantization):
                 weight = linears[name].weight.detach().float()
                 held = session.masks.get(f"{name}.weight")
                 kept = weight != 0 if held is None else held.to(weight.device)
-                with fast_float32():
-                    q, scale = self._solve(problem, name, weight, kept, schemes[name])
+                size = schemes[name].group_size_for(name, weight.shape[1])
+                weights = schemes[name].weights
+                q, scale = problem.solve(
+                    weight, kept, size, weights, block_size=self.block_size, sweeps=self.sweeps
+                )
                 errors[name] = gram.relative_error(weight, dequantize_weight(q, scale))
                 layer = set_integers(linears[name], schemes[name], q, scale, static.get(name))
                 self.keep(session, name, layer)
@@ -81,57 +82,8 @@ class GPTQ(_SchemeQuantization):
             lost = sum(errors[name] for name in schemes) / len(schemes)
             session.block_note = f"error {lost:.3g}"
 
-    def _problem(self, gram: Gram) -> _Problem:
-        matrix = gram.matrix
-        order = matrix.diagonal().argsort(descending=True, stable=True) if self.actorder else None
-        ordered = matrix if order is None else matrix[order][:, order]
-        factor = inverse_factor(ordered, self.dampening_frac)
-        damped = matrix.clone()
-        damped.diagonal().add_(factor.dampening * float(matrix.diagonal().mean()))
-        return _Problem(matrix.diagonal() / gram.tokens, damped, factor.upper, order)
-
-    def _solve(
-        self,
-        problem: _Problem,
-        name: str,
-        weight: torch.Tensor,
-        kept: torch.Tensor,
-        scheme: ConfigGroup,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Integers [out, in] and scales [out, groups] for one Linear."""
-        gram, bits = problem.damped, scheme.weights.num_bits
-        size = scheme.group_size_for(name, weight.shape[1])
-        scale = weight_scale(weight, size, scheme.weights, problem.importance)
-        q = eliminate(weight, kept, scale, problem.upper, bits, self.block_size, problem.order)
-        for _ in range(self.sweeps):
-            scale = refit_scales(q, weight, scale, gram)
-            q = sweep(q, weight, kept, scale, gram, bits)
-        return q, scale
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What Linears that read the same input share."""
-
-    importance: torch.Tensor  # f32 [in]: the mean square of each input
-    damped: torch.Tensor  # f32 [in, in]: X^T X, dampened
-    upper: torch.Tensor  # chol(damped^-1), of the columns in `order`
-    order: torch.Tensor | None
-
-
-def _evenly(gram: Gram) -> Observer:
-    """Add tokens cut to the median length of their batch.
-
-    A few tokens with huge activations (Sun et al. 2024, arXiv 2402.17762) would own the Gram matrix, and its dampening
-    with it, yet an error in them is divided by their size again at the next norm.
-    """
-
-    def observe(x: torch.Tensor) -> None:
-        rows = x.reshape(-1, x.shape[-1]).float()
-        lengths = rows.norm(dim=1, keepdim=True)
-        gram.add(rows * (lengths.median() / lengths.clamp_min(1e-30)).clamp_max(1))
-
-    return observe
+    def _problem(self, gram: Gram) -> Problem:
+        return Problem.of(gram, self.dampening_frac, reorder=self.actorder is not None)
 
 
 def _all_of(observers: list[Observer]) -> Observer:

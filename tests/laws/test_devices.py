@@ -56,6 +56,7 @@ LISTS: dict[str, Modifiers] = {
     "gptq": [
         {"SparseGPT": {"sparsity": 0.5}},
         {"GPTQ": {"scheme": "W4A8", "group_size": 16, "actorder": "static"}},
+        {"HeadGPTQ": {"group_size": 16}},
     ],
 }
 

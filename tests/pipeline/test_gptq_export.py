@@ -68,3 +68,46 @@ def test_the_engine_runs_what_gptq_made(
     # Sums in another order may take another integer where an activation is halfway between two, and then one more in
     # every layer and token after that.
     assert np.median(difference) < (1e-3 if settings["scheme"] == "W4A16" else 3e-2)
+
+
+def test_a_quantized_head_parts_from_the_embedding_in_checkpoint_and_graph(
+    pico: Path, corpus: Path, tmp_path: Path
+) -> None:
+    known = registry()
+    modifiers = [
+        known["GPTQ"](scheme="W4A8", group_size=32, ignore=["lm_head"]),
+        known["HeadGPTQ"](group_size=32),
+    ]
+    data = DataConfig(dataset=str(corpus / "train.txt"), length=32, samples=8)
+    stage = Stage(run="oneshot", data=data, modifiers=modifiers)
+    recipe = Recipe(model=str(pico), stages=[stage])
+    pared = apply(recipe, output=tmp_path / "out", evaluate=False).pared
+    assert pared is not None
+    tokens = torch.tensor([TOKENS])
+    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    dense = AutoModelForCausalLM.from_pretrained(pico).get_input_embeddings().weight
+    with torch.inference_mode():
+        expected = pared.model(tokens).logits[0]
+        read_back = stored(tokens).logits[0]
+    assert (read_back - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert torch.equal(stored.get_input_embeddings().weight, dense)
+    assert torch.equal(pared.model.get_input_embeddings().weight, dense)
+
+    graph = read_graph(tmp_path / "out" / "graph")
+    matrix = graph.tensors["lm_head.weight"]
+    assert isinstance(matrix, Matrix)
+    assert (matrix.dtype, matrix.group) == ("i4", 32)
+    layer = pared.quantization["lm_head"]
+    np.testing.assert_array_equal(
+        unpack(matrix, graph.parts("lm_head.weight")), layer.quantized_weight.numpy()
+    )
+    np.testing.assert_array_equal(
+        unpack(
+            graph.tensors["model.embed_tokens.weight"], graph.parts("model.embed_tokens.weight")
+        ),
+        dense.detach().numpy(),
+    )
+    with Engine(graph, threads=1, cache="f32") as engine:
+        logits = engine.logits(TOKENS)
+    difference = np.linalg.norm(logits - expected.numpy(), axis=1)
+    assert np.median(difference / np.linalg.norm(expected.numpy(), axis=1)) < 3e-2
