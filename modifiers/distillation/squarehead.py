@@ -18,13 +18,16 @@ class SquareHead(_LayerDistilling):
     """SquareHead (Kurtic et al. 2023, arXiv 2310.06927, equation 1): the layers' squared errors, each normalised.
 
     sum over layers of mean((Hs - Ht)^2) / (mean(Ht^2) + eps), over tokens with attention_mask 1; the embedding output
-    is left out.
+    is left out. Models whose first token carries huge activations (Sun et al. 2024, arXiv 2402.17762) owe their mean
+    to that token, and a layer divided by it no longer counts: give them `normalize: token`.
     """
 
     asks_for: ClassVar[str | None] = "output_hidden_states"
 
     tokens: Literal["all", "answer"] = "all"
     """Which tokens count: `all` but padding, or only those the task's loss is on."""
+    normalize: Literal["layer", "token"] = "layer"
+    """layer: as in the equation, one mean(Ht^2) for all tokens; token: each token's error by its own."""
     eps: float = Field(default=2.0**-7, gt=0)
     """Guards the division; the default is bfloat16's step at 1."""
 
@@ -35,13 +38,16 @@ class SquareHead(_LayerDistilling):
         mask = batch.get("attention_mask")
         if self.tokens == "answer":
             mask = batch["labels"] != -100
-        square = square_head(pairs, mask, self.eps)
+        square = square_head(pairs, mask, self.eps, self.normalize)
         self.log_loss(session, "squarehead", square)
         return loss + self.weight * square
 
 
 def square_head(
-    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor | None, eps: float
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    mask: torch.Tensor | None,
+    eps: float,
+    normalize: Literal["layer", "token"] = "layer",
 ) -> torch.Tensor:
     """The loss; (student, teacher) hidden states [batch, length, width], mask [batch, length] or None for all."""
     total = pairs[0][0].new_zeros((), dtype=torch.float32)
@@ -49,5 +55,9 @@ def square_head(
         s, t = s.float(), t.float()
         if mask is not None:
             s, t = s[mask.bool()], t[mask.bool()]
-        total = total + (s - t).square().mean() / (t.square().mean() + eps)
+        error, norm = (s - t).square(), t.square()
+        if normalize == "token":
+            total = total + (error.mean(dim=-1) / (norm.mean(dim=-1) + eps)).mean()
+        else:
+            total = total + error.mean() / (norm.mean() + eps)
     return total

@@ -60,6 +60,31 @@ def test_squarehead_is_the_formula_token_by_token():
     assert float(square_head(pairs, mask, 2.0**-7)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_squarehead_by_token_gives_a_huge_token_no_more_weight_than_the_others(pico):
+    torch.manual_seed(0)
+    s, t = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    places = mask.nonzero().tolist()
+    t[0, 0] *= 1000
+    expected = 0.0
+    for row, position in places:
+        error = float((s[row, position] - t[row, position]).square().mean())
+        expected += error / (float(t[row, position].square().mean()) + 2.0**-7) / len(places)
+    found = square_head([(s, t)], mask, 2.0**-7, "token")
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    s.requires_grad_()
+    share = {}
+    for normalize in ("layer", "token"):
+        gradient = torch.autograd.grad(square_head([(s, t)], mask, 2.0**-7, normalize), s)[0]
+        share[normalize] = float(gradient[0, 1].norm() / (s[0, 1] - t[0, 1]).detach().norm())
+    assert share["token"] > 1e4 * share["layer"]
+    logged = []
+    for normalize in ("layer", "token"):
+        session = run(pico, [SquareHead(teacher="dense", normalize=normalize)])[2]
+        logged.append(session.take_logs()["loss/squarehead"])
+    assert logged[0] != logged[1]
+
+
 def run(pico, modifiers, forwards=None):
     model, teacher = pico(0), pico(1)
     if forwards is not None:
