@@ -183,7 +183,9 @@ def run(options: argparse.Namespace, results: Results) -> None:
         for shape in dict.fromkeys(case.shape.name for case in wanted):
             cases = [case for case in wanted if case.shape.name == shape]
             turns = [
-                (turn, threads) for turn in range(options.rounds) for threads in options.threads
+                (turn, threads)
+                for turn in range(options.first_round, options.rounds)
+                for threads in options.threads
             ]
             left = {
                 turn: [case for case in cases if case.key(turn[1], turn[0]) not in done]
@@ -215,6 +217,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", help="those with such a text in 'MODEL CASE'")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--first-round", type=int, default=0, help="leave out those before")
     parser.add_argument("--table", type=Path, help="write the tables into this page")
     parser.add_argument("--picture", type=Path, help="write the roofline here, growth beside it")
     options = parser.parse_args()
