@@ -22,7 +22,7 @@ from performance_cases import (
 
 Row = dict[str, Any]
 
-HEAD = """{machine}; measured {dates} by `python benchmarks/performance.py`, {rounds} rounds in which all systems took
+HEAD = """{machine}; measured {dates} by `python benchmarks/performance.py`, {rounds} rounds in which systems took
 turns, one process at a time. Medians over the rounds; ratios and shares are of one round. Batch 1, greedy, random
 prompts; prefill is of a new sequence. Read bandwidth, measured in every round: {bandwidth}.
 
