@@ -1,4 +1,4 @@
-"""Builds and runs kernel_rows.cpp where the Python tests can't go: every kernel row against `reference`.
+"""Runs C++ where the Python tests can't go: every kernel row against `reference`, and the ops rows against each other.
 
     python tests/engine/kernel_rows.py arm        # cross-compiled, under qemu-aarch64
     python tests/engine/kernel_rows.py sanitize   # here, with the address and undefined sanitizers
@@ -41,6 +41,7 @@ TARGETS = {
         {"neon": [], "neon_dotprod": ["-march=armv8.2-a+dotprod"]},
         ["qemu-aarch64"],
     ),
+    "here": Target("g++", ["-O2"], {}),
     "sanitize": Target(
         "g++",
         ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -51,6 +52,10 @@ TARGETS = {
             "avx512_vbmi2": [*AVX512, "-mavx512vnni", "-mavx512vbmi", "-mavx512vbmi2"],
         },
     ),
+}
+PROGRAMS = {  # beside this file -> what it is linked with
+    "kernel_rows": ("cpp/kernels/*.cpp", "cpp/dispatch.cpp"),
+    "ops_digest": ("cpp/ops/ops_*.cpp",),
 }
 SETS = sorted({name for target in TARGETS.values() for name in target.sets}, key=len)
 
@@ -70,11 +75,11 @@ def instruction_set(source: Path) -> str | None:
     return next((name for name in reversed(SETS) if source.stem.endswith("_" + name)), None)
 
 
-def build(name: str) -> Path:
-    """The program for a target, in build/; only what changed is compiled."""
-    target, folder = TARGETS[name], ROOT / "build" / f"kernel_rows_{name}"
+def build(name: str, program: str) -> Path:
+    """A program of PROGRAMS for a target, in build/; only what changed is compiled."""
+    target, folder = TARGETS[name], ROOT / "build" / f"{program}_{name}"
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [*(ROOT / "cpp/kernels").glob("*.cpp"), ROOT / "cpp/dispatch.cpp"]
+    sources = [path for pattern in PROGRAMS[program] for path in ROOT.glob(pattern)]
     sources = [s for s in sources if (instruction_set(s) or "") in {"", *target.sets}]
     common = [target.compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
     common += [*target.flags, f"-I{ROOT / 'cpp'}"]
@@ -89,10 +94,12 @@ def build(name: str) -> Path:
         return str(made)
 
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(compile_one, [*sources, Path(__file__).with_suffix(".cpp")]))
-    program = folder / "kernel_rows"
-    subprocess.run([*common, *objects, "-o", str(program)], check=True)
-    return program
+        objects = list(
+            pool.map(compile_one, [*sources, Path(__file__).with_name(f"{program}.cpp")])
+        )
+    made = folder / program
+    subprocess.run([*common, *objects, "-o", str(made)], check=True)
+    return made
 
 
 def up_to_date(made: Path, source: Path) -> bool:
@@ -104,27 +111,47 @@ def up_to_date(made: Path, source: Path) -> bool:
     return max(newest, source.stat().st_mtime) < made.stat().st_mtime
 
 
-def run(name: str) -> subprocess.CompletedProcess[str]:
-    """Runs all rows of a target; every one it names must have run and agreed."""
-    target = TARGETS[name]
-    rows = list(target.sets)
-    if not target.run:  # this very machine: only what it has
+def rows(name: str) -> list[str]:
+    """Of a target, those that can run: of this very machine only what it has."""
+    found = list(TARGETS[name].sets)
+    if not TARGETS[name].run:
         from paring.engine import _core
 
-        rows = [row for row, supported in _core.kernels.rows() if supported and row in rows]
-    command = [*target.run, str(build(name)), *rows]
+        found = [row for row, supported in _core.kernels.rows() if supported and row in found]
+    return found
+
+
+def run(name: str) -> subprocess.CompletedProcess[str]:
+    """Runs all rows of a target; every one it names must have run and agreed."""
+    command = [*TARGETS[name].run, str(build(name, "kernel_rows")), *rows(name)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
+def digests(name: str) -> dict[str, str]:
+    """What the ops rows of a target print, by row, and that of a plain build for this machine."""
+    found = {}
+    ops = ["portable", *(row for row in rows(name) if row in ("avx2", "avx512"))]
+    for target, names in ((name, ops), ("here", ["portable"])):
+        program = str(build(target, "ops_digest"))
+        for row in names:
+            done = subprocess.run(
+                [*TARGETS[target].run, program, row], capture_output=True, text=True, check=True
+            )
+            found[f"{row}, {target}"] = done.stdout
+    return found
+
+
 def main() -> int:
-    if len(sys.argv) != 2 or sys.argv[1] not in TARGETS:
+    if len(sys.argv) != 2 or sys.argv[1] not in ("arm", "sanitize"):
         sys.exit(__doc__)
     lacking = missing(sys.argv[1])
     if lacking:
         sys.exit(f"kernel_rows: {lacking}; see the head of {__file__}")
     done = run(sys.argv[1])
     print(done.stdout + done.stderr, end="")
-    return done.returncode
+    found = digests(sys.argv[1])
+    print(f"ops: {', '.join(found)}: {'equal' if len(set(found.values())) == 1 else 'DIFFERENT'}")
+    return done.returncode or len(set(found.values())) != 1
 
 
 if __name__ == "__main__":

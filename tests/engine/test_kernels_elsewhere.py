@@ -36,6 +36,9 @@ def test_every_row_agrees_with_reference_elsewhere(name: str) -> None:
     done = kernel_rows.run(name)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "runs" in done.stdout
+    found = kernel_rows.digests(name)
+    assert len(found) >= 2
+    assert len(set(found.values())) == 1, found
 
 
 def test_a_source_belongs_to_its_longest_set() -> None:
