@@ -6,6 +6,7 @@
 namespace paring::kernels {
 namespace {
 
+#include "store_avx2.inc"
 #include "stream.inc"
 
 constexpr int32_t kTokens = 4;   // tokens that share one read of the weights
@@ -50,11 +51,6 @@ struct BitmaskF32 {
     }
 };
 
-void store(float* y, int32_t left, __m256 value) {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    _mm256_maskstore_ps(y, _mm256_cmpgt_epi32(_mm256_set1_epi32(left), lane), value);
-}
-
 template <class Columns, int T>
 void tile(Columns columns, const PackedMatrix& w, const Activations& x, int32_t first, int32_t panel, float* y,
           size_t ldy) {
@@ -76,8 +72,8 @@ void tile(Columns columns, const PackedMatrix& w, const Activations& x, int32_t 
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
         float* to = y + static_cast<size_t>(first + t) * ldy + row;
-        store(to, w.n - row, low[t]);
-        if (w.n - row > 8) store(to + 8, w.n - row - 8, high[t]);
+        store_part(to, w.n - row, low[t]);
+        store_part(to + 8, w.n - row - 8, high[t]);
     }
 }
 
