@@ -14,7 +14,12 @@ namespace {
 
 }  // namespace
 
-PARING_RUN(run_i8_dense_avx2) { run<false, DenseBytes>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i8_dense_avx2) {
+    if (x.m <= kTokens && x.spec.mode != InputMode::int16)
+        run<false, DenseUnsigned>(w, x, y, ldy, begin, end, scratch);
+    else
+        run<false, DenseBytes>(w, x, y, ldy, begin, end, scratch);
+}
 PARING_RUN(run_i4_dense_avx2) {
     for (int32_t p = begin; p < end; ++p) {
         const size_t header = static_cast<size_t>(w.scale_groups) * 64 + 64;
