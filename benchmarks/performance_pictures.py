@@ -55,7 +55,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     with plt.rc_context(STYLE):
         if shapes:
             figure, axes = plt.subplots(
-                len(shapes), 1, figsize=(8.5, 5 * len(shapes)), squeeze=False
+                len(shapes), 1, figsize=(8.5, 6 * len(shapes)), squeeze=False
             )
             for shape, axis in zip(shapes, axes[:, 0], strict=True):
                 roofline(axis, results, [case for case in SYSTEMS if case.shape.name == shape])
@@ -121,7 +121,7 @@ def label_points(axis: Axes, points: list[tuple[float, float, str]]) -> None:
     """Names in a column to the right, the fastest on top, each with a line to its point."""
     bottom, top = axis.get_ylim()
     ordered = sorted(points, key=lambda point: -point[1])
-    step = 0.037
+    step = min(0.037, 1 / len(points))
     below, places = 1 + step, []
     for _, speed, _ in ordered:
         below = min(math.log(speed / bottom) / math.log(top / bottom), below - step)
