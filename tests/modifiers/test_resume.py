@@ -20,6 +20,7 @@ def modifiers():
         R["SmoothQuant"](),
         R["SparseGPT"](sparsity=0.5),
         R["Quantization"](dynamic=False, skip={"by": "input_range", "top": 3}),
+        R["HeadGPTQ"](group_size=16),
     ]
 
 
@@ -62,7 +63,7 @@ def same(first, second) -> None:
         assert torch.equal(model(tokens).logits, other(tokens).logits)
 
 
-@pytest.mark.parametrize("kill_at", [0, 1, 2, 4, 5, 8, 12, 14])
+@pytest.mark.parametrize("kill_at", [0, 1, 2, 4, 5, 8, 12, 14, 15])
 def test_a_killed_run_resumed_equals_an_uninterrupted_one(pico, calibration, tmp_path, kill_at):
     with pytest.raises(Killed):
         run(pico, calibration, tmp_path, kill_at)
@@ -104,4 +105,4 @@ def test_no_temporary_files_are_left(pico, calibration, tmp_path):
     run(pico, calibration, tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
     left = sorted(file.name for file in tmp_path.glob("*.state"))
-    assert left == ["walk1-block2.state", "walk2-block2.state"]  # the last of each walk needed
+    assert left == ["walk2-block2.state", "walk3-model.state"]  # the last of each walk needed
