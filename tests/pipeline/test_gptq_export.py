@@ -16,6 +16,7 @@ from paring.engine.graph_file import read_graph
 from paring.engine.storage import unpack, unpack_mask
 from paring.modifiers import registry
 from paring.pipeline.apply import apply
+from paring.pipeline.pared import Pared
 from paring.recipes import DataConfig, Recipe, Stage
 
 TOKENS = [(7 * i) % 50 for i in range(40)]
@@ -27,6 +28,16 @@ SCHEMES: list[dict[str, Any]] = [
 ]
 
 
+def applied(modifiers: list[Any], pico: Path, corpus: Path, output: Path) -> tuple[Pared, Any]:
+    """The model in memory, and as `transformers` reads it from `output`."""
+    data = DataConfig(dataset=str(corpus / "train.txt"), length=32, samples=8)
+    stage = Stage(run="oneshot", data=data, modifiers=modifiers)
+    recipe = Recipe(model=str(pico), stages=[stage])
+    pared = apply(recipe, output=output, evaluate=False).pared
+    assert pared is not None
+    return pared, AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("settings", SCHEMES, ids=lambda s: "-".join(map(str, s.values())))
 def test_the_engine_runs_what_gptq_made(
@@ -36,13 +47,8 @@ def test_the_engine_runs_what_gptq_made(
     modifiers = [known["GPTQ"](ignore=["lm_head"], **settings)]
     if sparse:
         modifiers.insert(0, known["SparseGPT"](sparsity=0.5, ignore=["lm_head"]))
-    data = DataConfig(dataset=str(corpus / "train.txt"), length=32, samples=8)
-    stage = Stage(run="oneshot", data=data, modifiers=modifiers)
-    recipe = Recipe(model=str(pico), stages=[stage])
-    pared = apply(recipe, output=tmp_path / "out", evaluate=False).pared
-    assert pared is not None
+    pared, stored = applied(modifiers, pico, corpus, tmp_path / "out")
     tokens = torch.tensor([TOKENS])
-    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.inference_mode():
         expected = pared.model(tokens).logits[0]
         read_back = stored(tokens).logits[0]
@@ -78,13 +84,8 @@ def test_a_quantized_head_parts_from_the_embedding_in_checkpoint_and_graph(
         known["GPTQ"](scheme="W4A8", group_size=32, ignore=["lm_head"]),
         known["HeadGPTQ"](group_size=32),
     ]
-    data = DataConfig(dataset=str(corpus / "train.txt"), length=32, samples=8)
-    stage = Stage(run="oneshot", data=data, modifiers=modifiers)
-    recipe = Recipe(model=str(pico), stages=[stage])
-    pared = apply(recipe, output=tmp_path / "out", evaluate=False).pared
-    assert pared is not None
+    pared, stored = applied(modifiers, pico, corpus, tmp_path / "out")
     tokens = torch.tensor([TOKENS])
-    stored = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     dense = AutoModelForCausalLM.from_pretrained(pico).get_input_embeddings().weight
     with torch.inference_mode():
         expected = pared.model(tokens).logits[0]
