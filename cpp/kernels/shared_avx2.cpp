@@ -69,31 +69,18 @@ int32_t gather(const Place& at, const uint8_t* masks, int32_t j, int32_t last, i
 
 template <class Blocks, int T>
 void columns_tile(const Place& at, int16_t* gathered) {
-    const PanelView v = view(at.w, at.panel);
+    const uint8_t* masks = view(at.w, at.panel).body;
     const size_t words = (static_cast<size_t>(at.w.k) + 31) / 32;
-    Blocks blocks(at.w, v.body + (words * 4 + 63) / 64 * 64, static_cast<size_t>(at.w.scale_groups) * 64 + 64);
-    const int32_t span = at.w.group == 0 ? at.x.padded : at.w.group;
-    const size_t stride = static_cast<size_t>(span) + 16;
-    __m256 value[T][2];
-    for (int t = 0; t < T; ++t) value[t][0] = value[t][1] = _mm256_setzero_ps();
-    for (int32_t g = 0, j = 0; g < at.w.groups; ++g, j += span) {
-        const int32_t last = at.x.padded - j < span ? at.x.padded : j + span;
-        const int32_t count = gather<T>(at, v.body, j, last, gathered, stride);
+    Blocks blocks(at.w, masks + (words * 4 + 63) / 64 * 64, static_cast<size_t>(at.w.scale_groups) * 64 + 64);
+    const size_t stride = static_cast<size_t>(at.w.group == 0 ? at.x.padded : at.w.group) + 16;
+    tile<T>(at, [&](int32_t, int32_t j, int32_t last, __m256i sums[T][2]) {
+        const int32_t count = gather<T>(at, masks, j, last, gathered, stride);
         __m256i acc[T][4];
         clear<T>(acc);
         accumulate<Blocks, T>(blocks, gathered, stride, 0, (count + Blocks::kColumns - 1) & -Blocks::kColumns, acc);
         for (int t = 0; t < T; ++t)
-            for (int half = 0; half < 2; ++half) {
-                const __m256i sums = rows(acc[t], half);
-                if (at.w.group == 0)
-                    finish_channel(at, v, t, half, sums);
-                else
-                    value[t][half] = add_group(at, v, t, half, g, sums, value[t][half]);
-            }
-    }
-    if (at.w.group == 0) return;
-    for (int t = 0; t < T; ++t)
-        for (int half = 0; half < 2; ++half) finish_groups(at, v, t, half, value[t][half]);
+            for (int half = 0; half < 2; ++half) sums[t][half] = rows(acc[t], half);
+    });
 }
 
 template <class Blocks>
