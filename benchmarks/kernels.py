@@ -72,6 +72,14 @@ CASES = [
     ),
     *(Case(f"1x4 int8 {s} %", "i8_block4", s / 100, pattern="1x4") for s in (50, 70, 80, 90)),
     *(Case(f"1x4 int4 g64 {s} %", "i4_block4", s / 100, 64, pattern="1x4") for s in (50, 70)),
+    *(
+        Case(f"1x4 int8 {s} %, lists", "i8_lists4", s / 100, pattern="1x4")
+        for s in (50, 70, 80, 90)
+    ),
+    *(
+        Case(f"1x4 int4 g64 {s} %, lists", "i4_lists4", s / 100, 64, pattern="1x4")
+        for s in (50, 70, 80, 90)
+    ),
 ]
 
 

@@ -31,18 +31,20 @@ ORDER = [
             "bitmask",
             "block4",
             "lists",
+            "lists4",
         )
     ),
 ]
 
 # Cycles for 64 weights (lists: for a vector, 4 weights of each of 8 rows), measured in a core's L2 cache:
-# AVX2 on Zen 3 (i8_block4 in memory, where it is slower than its 12.6 cycles and its bytes), the others on Zen 5.
+# AVX2 on Zen 3 (i8_block4 and i4_lists4 in memory, where they are slower than their 12.6 and 5.7 cycles and their
+# bytes), the others on Zen 5.
 CYCLES: dict[str, dict[str, float]] = {
     "avx2": {
         "f32_dense": 15.0,
         "f32_bitmask": 40.0,
-        "i8_dense": 7.5,
-        "i4_dense": 4.1,
+        "i8_dense": 3.9,
+        "i4_dense": 3.7,
         "i8_bitmask": 18.8,
         "i4_bitmask": 24.2,
         "i8_block4": 15.5,
@@ -57,8 +59,10 @@ CYCLES: dict[str, dict[str, float]] = {
         "i4_pairs": 21.1,
         "i8_columns": 13.4,
         "i4_columns": 14.7,
-        "i8_lists": 5.4,
-        "i4_lists": 6.1,
+        "i8_lists": 4.7,
+        "i4_lists": 5.5,
+        "i8_lists4": 5.5,
+        "i4_lists4": 8.5,
     },
     "avx512": {
         "f32_dense": 8.5,
@@ -149,14 +153,19 @@ def cost(
     together are taken to be independent.
     """
     groups = 64 / group if group else 0.0
-    vectors = _vectors(weights, blocks, pattern)
+    vectors = {
+        "lists": _vectors(weights, blocks, pattern),
+        "lists4": _block_vectors(blocks, pattern),
+    }
     sizes = _sizes(dtype, 64 * weights, 16 * blocks) | _even_sizes(dtype, weights, pattern, groups)
     if dtype != "f32":
-        sizes[f"{dtype}_lists"] = 0.25 * groups + (49 if dtype == "i8" else 33) * vectors
+        for kind, places in (("lists", 16), ("lists4", 4)):
+            vector = places + 1 + (32 if dtype == "i8" else 16)
+            sizes[f"{dtype}_{kind}"] = 0.25 * groups + vector * vectors[kind]
     found = []
     for layout in sorted(sizes.keys() & CYCLES[kernels].keys(), key=ORDER.index):
         size = sizes[layout]
-        decoding = CYCLES[kernels][layout] * (vectors if layout.endswith("lists") else 1)
+        decoding = CYCLES[kernels][layout] * vectors.get(layout.split("_")[1], 1)
         cycles = max(size / BYTES_PER_CYCLE, decoding) + size / CROWDING
         found.append(Cost(layout, size / 64, cycles / 64))
     return min(found, key=lambda one: one.cycles)
@@ -212,6 +221,12 @@ def _vectors(weights: float, blocks: float, pattern: str) -> float:
     below = [_binomial_below(of, share, kept) ** rows for kept in range(of + 1)]
     step = of // 4
     return sum(1 - below[kept] for kept in range(0, of, step)) / 2
+
+
+def _block_vectors(blocks: float, pattern: str) -> float:
+    """The same in lists of 1x4 blocks: what the fullest row of 8 blocks needs, blocks taken to be independent."""
+    rows = {"2x1": 4, "16x1": 1}.get(pattern, 8)  # independent ones of 8
+    return sum(1 - _binomial_below(8, blocks, kept) ** rows for kept in range(8)) / 4
 
 
 def _binomial_below(n: int, p: float, most: int) -> float:

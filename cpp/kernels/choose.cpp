@@ -20,17 +20,35 @@ struct Density {
     double pairs;        // weights kept of row 2i or 2i + 1, both counted
     double columns;      // weights of columns with anything kept of 16 rows
     double lists;        // vectors of 8 rows x 4 weights that i8_lists stores
+    double lists4;       // and i8_lists4
     double groups;       // of columns, which i8_columns and i4_columns fill up with 1.5 or 3.5 columns on average
     uint32_t of4, of16;  // most weights kept of 4 and of 16 consecutive ones
 };
 
+// 1x4 blocks with anything kept in the fullest of rows [row, row + 8), in 32 columns at byte i of the mask.
+size_t fullest_blocks(const MatrixSource& s, size_t row, size_t i) {
+    const size_t width = (static_cast<size_t>(s.k) + 7) / 8;
+    size_t most = 0;
+    for (size_t r = row; r < row + 8 && r < static_cast<size_t>(s.n); ++r) {
+        size_t blocks = 0;
+        for (size_t b = i; b < i + 4 && b < width; ++b) {
+            const uint8_t mask = s.mask[r * width + b];
+            blocks += (mask & 15) != 0;
+            blocks += mask >> 4 != 0;
+        }
+        most = std::max(most, blocks);
+    }
+    return most;
+}
+
 Density density(const MatrixSource& s) {
     const size_t row = (static_cast<size_t>(s.k) + 7) / 8;
     const auto bits = [&](size_t r, size_t i) { return uint32_t{i < row ? s.mask[r * row + i] : uint8_t{0}}; };
-    size_t weights = 0, blocks = 0, windows = 0, masked = 0, pairs = 0, columns = 0, lists = 0;
+    size_t weights = 0, blocks = 0, windows = 0, masked = 0, pairs = 0, columns = 0, lists = 0, lists4 = 0;
     Density d{};
     for (size_t p = 0; p < static_cast<size_t>(s.n); p += kPanelRows)
         for (size_t i = 0; i < row; i += 2) {
+            if (i % 4 == 0) lists4 += fullest_blocks(s, p, i) + fullest_blocks(s, p + 8, i);
             uint32_t above = 0, any = 0, fullest[2] = {};
             for (size_t r = p; r < p + kPanelRows && r < static_cast<size_t>(s.n); ++r) {
                 const uint32_t mask = bits(r, i) | bits(r, i + 1) << 8;
@@ -65,6 +83,7 @@ Density density(const MatrixSource& s) {
     d.pairs = static_cast<double>(pairs) / units;
     d.columns = static_cast<double>(columns) / units;
     d.lists = static_cast<double>(lists) / units;
+    d.lists4 = static_cast<double>(lists4) / units;
     const int32_t group = s.group == 0 && s.mode == InputMode::int16 ? 64 : s.group;
     d.groups = group == 0 ? 0 : 64.0 / group;
     return d;
@@ -100,6 +119,8 @@ double bytes_of(Layout layout, const Density& d) {
         case Layout::i4_columns: return 0.75 + (d.columns + 3.5 * d.groups) / 2;
         case Layout::i8_lists: return 0.25 * d.groups + 49 * d.lists;
         case Layout::i4_lists: return 0.25 * d.groups + 33 * d.lists;
+        case Layout::i8_lists4: return 0.25 * d.groups + 37 * d.lists4;
+        case Layout::i4_lists4: return 0.25 * d.groups + 21 * d.lists4;
         case Layout::count: break;
     }
     return 0;
@@ -113,7 +134,9 @@ Layout cheapest(const KernelRow& row, const Density& d, std::initializer_list<La
         const double bytes = bytes_of(layout, d);
         // Bytes count a little even where cycles bind: they crowd the caches and slow the other threads.
         const bool lists = layout == Layout::i8_lists || layout == Layout::i4_lists;
-        const double cycles = double{row.cycles[static_cast<size_t>(layout)]} * (lists ? d.lists : 1);
+        const bool lists4 = layout == Layout::i8_lists4 || layout == Layout::i4_lists4;
+        const double times = lists ? d.lists : lists4 ? d.lists4 : 1;
+        const double cycles = double{row.cycles[static_cast<size_t>(layout)]} * times;
         const double cost = std::max(bytes / kBytesPerCycle, cycles) + bytes / 20;
         if (best != Layout::count && cost >= best_cost) continue;
         best = layout;
@@ -133,10 +156,10 @@ Layout choose_layout(const KernelRow& row, const MatrixSource& s) {
     if (s.dtype == DType::i8)
         return cheapest(row, d, {Layout::i8_dense, Layout::i8_4of16, Layout::i8_2of4, Layout::i8_n16,
                                  Layout::i8_columns, Layout::i8_pairs, Layout::i8_bitmask, Layout::i8_block4,
-                                 Layout::i8_lists});
+                                 Layout::i8_lists, Layout::i8_lists4});
     return cheapest(row, d, {Layout::i4_dense, Layout::i4_4of16, Layout::i4_2of4, Layout::i4_n16,
                              Layout::i4_columns, Layout::i4_pairs, Layout::i4_bitmask, Layout::i4_block4,
-                             Layout::i4_lists});
+                             Layout::i4_lists, Layout::i4_lists4});
 }
 
 }  // namespace paring::kernels

@@ -113,7 +113,8 @@ void decode_columns(const uint8_t* masks, size_t columns, int32_t group, bool ni
     }
 }
 
-void decode_lists(const uint8_t* counts, size_t columns, int32_t group, bool nibbles, int8_t* weights) {
+// `blocks`: of 1x4.
+void decode_lists(const uint8_t* counts, size_t columns, int32_t group, bool blocks, bool nibbles, int8_t* weights) {
     const size_t span = group == 0 ? columns : static_cast<size_t>(group), halves = 2 * ((columns + span - 1) / span);
     const auto count = [&](size_t half) { return size_t{counts[2 * half]} | size_t{counts[2 * half + 1]} << 8; };
     size_t vectors = 0;
@@ -124,16 +125,17 @@ void decode_lists(const uint8_t* counts, size_t columns, int32_t group, bool nib
     for (size_t half = 0; half < halves; ++half) {
         size_t j = half / 2 * span;
         for (size_t v = 0; v < count(half); ++v) {
-            j += size_t{16} * *steps++;
+            j += size_t{blocks ? 32U : 16U} * *steps++;
             for (size_t i = 0; i < 32; ++i) {
-                const size_t column = j + (at[i % 16] >> (i / 16 * 4) & 15), row = half % 2 * 8 + i / 4;
-                const uint8_t* value = at + 16;
+                const size_t block = at[i / 8] >> (i / 4 % 2 * 4) & 15, place = at[i % 16] >> (i / 16 * 4) & 15;
+                const size_t column = j + (blocks ? 4 * block + i % 4 : place), row = half % 2 * 8 + i / 4;
+                const uint8_t* value = at + (blocks ? 4 : 16);
                 const int weight = nibbles ? (value[i % 16] >> (i / 16 * 4) & 15) - 8
                                            : static_cast<int8_t>(value[i / 2 + i % 2 * 16]);
                 // An empty vector's zeros meet columns that others may have filled.
                 if (weight != 0) weights[row * columns + column] = static_cast<int8_t>(weight);
             }
-            at += nibbles ? 32 : 48;
+            at += (blocks ? 4 : 16) + (nibbles ? 16 : 32);
         }
     }
 }
@@ -182,8 +184,10 @@ void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights) {
         case Layout::i4_pairs: return decode_pairs(body, columns, true, weights);
         case Layout::i8_columns: return decode_columns(body, columns, w.group, false, weights);
         case Layout::i4_columns: return decode_columns(body, columns, w.group, true, weights);
-        case Layout::i8_lists: return decode_lists(body, columns, w.group, false, weights);
-        case Layout::i4_lists: return decode_lists(body, columns, w.group, true, weights);
+        case Layout::i8_lists: return decode_lists(body, columns, w.group, false, false, weights);
+        case Layout::i4_lists: return decode_lists(body, columns, w.group, false, true, weights);
+        case Layout::i8_lists4: return decode_lists(body, columns, w.group, true, false, weights);
+        case Layout::i4_lists4: return decode_lists(body, columns, w.group, true, true, weights);
         default: return decode_windows(w.layout, body, columns, weights);
     }
 }

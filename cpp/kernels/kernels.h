@@ -101,6 +101,9 @@ enum class Layout : uint8_t {
                    // rows x 4 weights: 16 bytes, low nibbles the columns of weights 0..15, high ones of 16..31; 32 i8,
                    // the even weights, then the odd ones
     i4_lists,      // the same with u4 = w + 8, 16 bytes: low nibbles weights 0..15, high ones 16..31
+    // The same for 1x4 blocks: windows of 32 columns, and of each of the 8 rows a block of 4 at a time.
+    i8_lists4,     // vectors of 4 bytes, nibble r the place among 8 of row r's block; 32 i8 as above
+    i4_lists4,
     count,
 };
 

@@ -49,7 +49,8 @@ DType dtype_of(Layout layout) {
         case Layout::i8_n16:
         case Layout::i8_pairs:
         case Layout::i8_columns:
-        case Layout::i8_lists: return DType::i8;
+        case Layout::i8_lists:
+        case Layout::i8_lists4: return DType::i8;
         case Layout::i4_dense:
         case Layout::i4_bitmask:
         case Layout::i4_block4:
@@ -58,7 +59,8 @@ DType dtype_of(Layout layout) {
         case Layout::i4_n16:
         case Layout::i4_pairs:
         case Layout::i4_columns:
-        case Layout::i4_lists: return DType::i4;
+        case Layout::i4_lists:
+        case Layout::i4_lists4: return DType::i4;
         case Layout::count: break;
     }
     throw std::invalid_argument("matrix: unknown layout");

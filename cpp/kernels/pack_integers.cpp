@@ -90,6 +90,8 @@ void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t
         case Layout::i4_columns: return append_columns(out, tile, group, true);
         case Layout::i8_lists: return append_lists(out, tile, group, false);
         case Layout::i4_lists: return append_lists(out, tile, group, true);
+        case Layout::i8_lists4: return append_lists4(out, tile, group, false);
+        case Layout::i4_lists4: return append_lists4(out, tile, group, true);
         default: return append_windows(out, layout, tile);
     }
 }

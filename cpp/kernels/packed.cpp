@@ -57,6 +57,8 @@ const char* layout_name(Layout layout) {
         case Layout::i4_columns: return "i4_columns";
         case Layout::i8_lists: return "i8_lists";
         case Layout::i4_lists: return "i4_lists";
+        case Layout::i8_lists4: return "i8_lists4";
+        case Layout::i4_lists4: return "i4_lists4";
         case Layout::count: break;
     }
     return "?";

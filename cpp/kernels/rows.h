@@ -35,6 +35,8 @@ PARING_RUN(run_i8_columns_avx2);
 PARING_RUN(run_i4_columns_avx2);
 PARING_RUN(run_i8_lists_avx2);
 PARING_RUN(run_i4_lists_avx2);
+PARING_RUN(run_i8_lists4_avx2);
+PARING_RUN(run_i4_lists4_avx2);
 
 void quantize_avx512(const Activations& out, int32_t begin, int32_t end);
 PARING_RUN(run_f32_dense_avx512);

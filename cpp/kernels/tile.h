@@ -116,6 +116,7 @@ void append_pairs(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibb
 void append_columns(std::vector<uint8_t>& out, const Tile<int8_t>& tile, int32_t group, bool nibbles);
 void append_windows(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t>& tile);
 void append_lists(std::vector<uint8_t>& out, const Tile<int8_t>& tile, int32_t group, bool nibbles);
+void append_lists4(std::vector<uint8_t>& out, const Tile<int8_t>& tile, int32_t group, bool nibbles);
 
 // Columns of `count` weights of a row's window of `width` columns at j, ascending: all the kept ones, then as many
 // others (which are zeros) as it takes. Throws where more are kept.

@@ -23,6 +23,7 @@ WINDOWS = {
     "pairs": (*PATTERNS, "pairs"),
     "columns": (*PATTERNS, "columns"),
     "lists": (*PATTERNS, "8:16", "<=8:16", "n:16", "lowest 8:16", "0.99"),
+    "lists4": (*PATTERNS, "4:16", "<=4:16", "0.99", "0.999"),
     "n16": (*PATTERNS, "4:16", "8:16", "12:16", "<=8:16", "n:16", "lowest 8:16"),
 }
 ROWS = [name for name, supported in kernels.rows() if supported]
@@ -47,6 +48,8 @@ INTEGER_LAYOUTS = (
     "i4_columns",
     "i8_lists",
     "i4_lists",
+    "i8_lists4",
+    "i4_lists4",
 )
 # Not every row runs every layout: those that it would never choose.
 RUN = [(row, layout) for row in ROWS for layout in kernels.layouts(row)]
