@@ -151,13 +151,13 @@ def main() -> None:
         "--results", required=True, type=Path, help="JSON lines, one a case; added to"
     )
     parser.add_argument("--peer", help="interpreter of llm-compressor's environment")
-    parser.add_argument("--cases", nargs="*", help="names; not given: all")
+    parser.add_argument("--cases", nargs="*", help="names; not given: all; none: only the table")
     parser.add_argument("--file", type=Path, default=HERE / "accuracy_cases.yaml")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", type=Path, help="write the table into this page")
     options = parser.parse_args()
     cases = yaml.safe_load(options.file.read_text())
-    for name in options.cases or cases:
+    for name in cases if options.cases is None else options.cases:
         if name not in cases:
             parser.error(f"{name}: no such case; there are {', '.join(cases)}")
         kept = options.results.read_text().splitlines() if options.results.exists() else []
