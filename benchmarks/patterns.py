@@ -11,8 +11,8 @@ groups of 64); perplexity is by the protocol of `accuracy.py`, and bytes per wei
 N:M fixes its sparsity, so 8:16 and 4:16 set the levels. A pattern with a free sparsity is given at the one at which
 the engine reads as many bytes of it as of the level (by its cost model, row `KERNELS`), and at the one at which it
 decodes as fast, between the speeds measured; its perplexity there lies between its two neighbours in `GRID`, on a
-straight line of the logarithm. Results are JSON lines; what is in the file is not run again. `--cases` with nothing
-after it only writes the table.
+straight line of the logarithm. 2:4 and 4:8 keep their sparsity: there the table says how fast they are beside 8:16.
+Results are JSON lines; what is in the file is not run again. `--cases` with nothing after it only writes the table.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def table(rows: Rows, speeds: Rows) -> str:
     lines += [
         "### As measured",
         "",
-        "| pattern | sparsity | float | int8 | int4 | bytes per weight read, int8 / int4 |",
+        "| pattern | sparsity | float | int8 | int4 | bytes per weight in the graph, int8 / int4 |",
         "|---|---|---|---|---|---|",
     ]
     cases = {(list(GRID).index(row["pattern"]), row["sparsity"], row["case"]) for row in rows}
@@ -242,7 +242,7 @@ def table(rows: Rows, speeds: Rows) -> str:
         found = {row["dtype"]: row for row in rows if row["case"] == case}
         pattern = next(row["pattern"] for row in found.values())
         values = [f"{found[d]['perplexity']:.2f}" if d in found else "" for d in (FLOAT, *DTYPES)]
-        sizes = [f"{found[d]['read_bytes']:.3f}" if d in found else "" for d in DTYPES]
+        sizes = [f"{found[d]['file_bytes']:.3f}" if d in found else "" for d in DTYPES]
         lines.append(f"| {pattern} | {sparsity:.0%} | {' | '.join(values)} | {' / '.join(sizes)} |")
     lines += [
         "",
@@ -261,15 +261,26 @@ def table(rows: Rows, speeds: Rows) -> str:
 def cell(pattern: str, level: str, dtype: str, kind: str, rows: Rows, speeds: Rows) -> str:
     """`perplexity (sparsity)` of a pattern at a level, or nothing where it can't be said."""
     sparsity = MaskStructure.parse(pattern).sparsity
+    note = ""
     if sparsity is not None:
         if sparsity != MaskStructure.parse(level).sparsity:
             return ""
+        if kind == "decode speed" and pattern != level:
+            found = [
+                float(row["of_dense_int8"])
+                for name in (pattern, level)
+                for row in speeds
+                if (row["pattern"], row["dtype"]) == (name, dtype)
+            ]
+            if len(found) < 2:
+                return ""
+            note = f", {found[0] / found[1]:.2f} x as fast"
     elif kind == "decode speed":
         sparsity = at_speed(pattern, level, dtype, speeds)
     else:
         sparsity = round(at_bytes(pattern, level, dtype), 6)
-    found = None if sparsity is None else perplexity_at(pattern, sparsity, dtype, rows)
-    return "" if found is None else f"{found:.2f} ({sparsity:.0%})"
+    value = None if sparsity is None else perplexity_at(pattern, sparsity, dtype, rows)
+    return "" if value is None else f"{value:.2f} ({sparsity:.0%}{note})"
 
 
 def read(file: Path, kind: Literal["speed", "accuracy"]) -> Rows:

@@ -43,7 +43,7 @@ def speed(pattern: str, sparsity: float, of_dense_int8: float) -> dict[str, Any]
 def accuracy(pattern: str, sparsity: float, perplexity: float) -> dict[str, Any]:
     case = pattern if ":" in pattern else f"{pattern}@{sparsity:g}"
     found = {"case": case, "pattern": pattern, "sparsity": sparsity, "dtype": "int8"}
-    return {**found, "perplexity": perplexity, "read_bytes": 0.5}
+    return {**found, "perplexity": perplexity, "file_bytes": 0.5}
 
 
 SPEEDS = [speed("8:16", 0.5, 1.6), speed("1x4", 0.6, 2.0), speed("1x4", 0.4, 1.5)]
@@ -78,3 +78,15 @@ def test_the_table_has_what_was_measured_and_nothing_else(patterns):
     assert "(41%)" in by_bytes  # 1x4 as large as 8:16
     assert by_bytes.count("(") + by_speed.count("(") == 4
     assert "| 1x4 | 40% |  | 20.00 |  | 0.500 /  |" in measured
+
+
+def test_a_fixed_pattern_tells_how_fast_it_is_beside_the_level(patterns):
+    rows = [accuracy("8:16", 0.5, 36.5), accuracy("2:4", 0.5, 46.5)]
+    speeds = [speed("8:16", 0.5, 1.6), speed("2:4", 0.5, 2.0)]
+
+    def cell(kind: str, known: list[dict[str, Any]]) -> str:
+        return str(patterns.cell("2:4", "8:16", "int8", kind, rows, known))
+
+    assert cell("decode speed", speeds) == "46.50 (50%, 1.25 x as fast)"
+    assert cell("decode speed", speeds[:1]) == ""
+    assert cell("bytes per weight", []) == "46.50 (50%)"
