@@ -114,15 +114,19 @@ def at_bytes(pattern: str, level: str, dtype: str) -> float:
 
 def at_speed(pattern: str, level: str, dtype: str, speeds: Rows) -> float | None:
     """The sparsity at which a pattern is as fast as the level, between two that were measured; None: unknown."""
-    level_speed = [
-        row["of_dense_int8"] for row in speeds if (row["pattern"], row["dtype"]) == (level, dtype)
-    ]
+    level_speed = speed_of(level, dtype, speeds)
     points = {
         float(row["of_dense_int8"]): float(row["sparsity"])
         for row in speeds
         if (row["pattern"], row["dtype"]) == (pattern, dtype)
     }
-    return between(points, level_speed[0]) if level_speed else None
+    return None if level_speed is None else between(points, level_speed)
+
+
+def speed_of(pattern: str, dtype: str, speeds: Rows) -> float | None:
+    """Of a pattern that fixes its sparsity, times dense int8; None: unknown."""
+    found = (row for row in speeds if (row["pattern"], row["dtype"]) == (pattern, dtype))
+    return next((float(row["of_dense_int8"]) for row in found), None)
 
 
 def between(points: dict[float, float], at: float) -> float | None:
@@ -266,15 +270,10 @@ def cell(pattern: str, level: str, dtype: str, kind: str, rows: Rows, speeds: Ro
         if sparsity != MaskStructure.parse(level).sparsity:
             return ""
         if kind == "decode speed" and pattern != level:
-            found = [
-                float(row["of_dense_int8"])
-                for name in (pattern, level)
-                for row in speeds
-                if (row["pattern"], row["dtype"]) == (name, dtype)
-            ]
-            if len(found) < 2:
+            ours, theirs = speed_of(pattern, dtype, speeds), speed_of(level, dtype, speeds)
+            if ours is None or theirs is None:
                 return ""
-            note = f", {found[0] / found[1]:.2f} x as fast"
+            note = f", {ours / theirs:.2f} x as fast"
     elif kind == "decode speed":
         sparsity = at_speed(pattern, level, dtype, speeds)
     else:

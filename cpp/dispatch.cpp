@@ -17,14 +17,14 @@ constexpr uint32_t kRowAvx2 = kAvx2 | kFma | kF16c;
 constexpr uint32_t kRowAvx512 = kRowAvx2 | kAvx512;
 constexpr uint32_t kRowVnni = kRowAvx512 | kAvx512Vnni;
 
-// Plainest first; every row names one function per layout, in the order of Layout, then its cycles. A row of an
+// Plainest first; every row names one function per layout, in the order of Layout, none for the last ones if it has
+// none, then its cycles. A row of an
 // instruction set that the compiler could not build is absent (setup.py defines PARING_HAVE_*). The cycles are
 // those measured with 512 x 576 matrices in the L2 cache, `columns` at 70 %, int4 with 8-bit inputs: those of AVX2 on
 // Zen 3, which has nothing better, the others on Zen 5.
 #define PARING_FLOATS(isa) run_f32_dense_##isa, run_f16_dense_##isa, run_f32_bitmask_##isa
 #define PARING_INTEGERS(layout, isa) run_i8_##layout##_##isa, run_i4_##layout##_##isa
 #define PARING_REFERENCE run_integers_reference, run_integers_reference
-#define PARING_NONE nullptr, nullptr
 
 constexpr KernelRow kRows[] = {
     {"reference",
@@ -51,7 +51,7 @@ constexpr KernelRow kRows[] = {
      quantize_avx512,
      {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512), PARING_INTEGERS(bitmask, avx512),
       PARING_INTEGERS(block4, avx512), PARING_INTEGERS(2of4, avx512), PARING_INTEGERS(4of16, avx512),
-      PARING_INTEGERS(n16, avx512), PARING_INTEGERS(pairs, avx512), PARING_INTEGERS(columns, avx512), PARING_NONE, PARING_NONE},
+      PARING_INTEGERS(n16, avx512), PARING_INTEGERS(pairs, avx512), PARING_INTEGERS(columns, avx512)},
      {8.5F, 8.0F, 14.0F, 2.4F, 1.7F, 9.7F, 13.0F, 3.8F, 4.2F, 2.1F, 1.7F, 1.2F, 1.2F, 9.3F, 8.7F,
       8.6F, 9.5F, 3.3F, 3.9F}},
 #endif
@@ -62,7 +62,7 @@ constexpr KernelRow kRows[] = {
      {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512_vnni), PARING_INTEGERS(bitmask, avx512_vnni),
       PARING_INTEGERS(block4, avx512_vnni), PARING_INTEGERS(2of4, avx512_vnni), PARING_INTEGERS(4of16, avx512_vnni),
       PARING_INTEGERS(n16, avx512_vnni), PARING_INTEGERS(pairs, avx512_vnni),
-      PARING_INTEGERS(columns, avx512_vnni), PARING_NONE, PARING_NONE},
+      PARING_INTEGERS(columns, avx512_vnni)},
      {8.5F, 8.0F, 14.0F, 1.5F, 1.4F, 7.2F, 12.0F, 2.9F, 3.6F, 0.9F, 1.2F, 0.7F, 1.0F, 6.6F, 7.4F,
       6.1F, 8.5F, 3.2F, 3.7F}},
 #if defined(PARING_HAVE_AVX512_VBMI2)
@@ -72,7 +72,7 @@ constexpr KernelRow kRows[] = {
      {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512_vnni), PARING_INTEGERS(bitmask, avx512_vbmi2),
       PARING_INTEGERS(block4, avx512_vnni), PARING_INTEGERS(2of4, avx512_vnni), PARING_INTEGERS(4of16, avx512_vnni),
       PARING_INTEGERS(n16, avx512_vbmi2), PARING_INTEGERS(pairs, avx512_vbmi2),
-      PARING_INTEGERS(columns, avx512_vbmi2), PARING_NONE, PARING_NONE},
+      PARING_INTEGERS(columns, avx512_vbmi2)},
      {8.5F, 8.0F, 14.0F, 1.5F, 1.4F, 3.0F, 3.5F, 2.9F, 3.6F, 0.9F, 1.2F, 0.7F, 1.0F, 2.7F, 2.9F,
       2.7F, 3.2F, 1.5F, 3.0F}},
 #endif
@@ -81,7 +81,7 @@ constexpr KernelRow kRows[] = {
 #define PARING_NEON(isa) \
     {PARING_FLOATS(neon), PARING_INTEGERS(dense, isa), PARING_INTEGERS(bitmask, isa), PARING_INTEGERS(block4, isa), \
      PARING_INTEGERS(2of4, isa), PARING_INTEGERS(4of16, isa), PARING_INTEGERS(n16, isa), PARING_INTEGERS(pairs, isa), \
-     PARING_INTEGERS(columns, isa), PARING_NONE, PARING_NONE}
+     PARING_INTEGERS(columns, isa)}
     // No machine to measure these on: only bytes count.
     {"neon", kNeon, quantize_neon, PARING_NEON(neon), {}},
 #if defined(PARING_HAVE_NEON_DOTPROD)

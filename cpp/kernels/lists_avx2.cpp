@@ -1,6 +1,6 @@
-// Lists of vectors of 8 rows x 4 weights or 1x4 blocks, int8 and int4, with AVX2: a shuffle brings every weight the input it meets, so
-// that the cost follows the kept weights. No branch depends on how many a window has. For many tokens the weights go to
-// their places in a panel, once.
+// Lists of vectors of 8 rows x 4 weights or 1x4 blocks, int8 and int4, with AVX2: a shuffle brings every weight the input
+// it meets, so that the cost follows the kept weights. No branch depends on how many a window has. For many tokens the
+// weights go to their places in a panel, once. Blocks are read for every two tokens.
 #include "intrinsics.h"
 
 #include "rows.h"

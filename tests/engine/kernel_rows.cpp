@@ -177,7 +177,8 @@ int main(int count, char** names) {
     const std::vector<std::pair<int32_t, int32_t>> shapes = {{1, 1},   {15, 16}, {16, 15}, {17, 17},  {33, 63},
                                                              {16, 64}, {20, 65}, {63, 40}, {40, 576}, {17, 1536}};
     for (size_t i = 0; i < static_cast<size_t>(Layout::count); ++i)
-        for (const char* pattern : {"zero", "dense", "lowest", "half", "2:4", "4:16", "n:16", "pairs", "columns", "1x4"}) {
+        for (const char* pattern :
+             {"zero", "dense", "lowest", "half", "2:4", "4:16", "n:16", "pairs", "columns", "1x4"}) {
             const auto layout = static_cast<Layout>(i);
             if (!fits(layout_name(layout), pattern)) continue;
             const bool floats = dtype_of(layout) == DType::f32 || dtype_of(layout) == DType::f16;
