@@ -1,18 +1,20 @@
 """What every mask pattern costs in perplexity, at equal bytes per weight and at equal decode speed.
 
-    python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl --speed      # on a quiet machine
+    python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl --speed --work DIR   # on a quiet machine
     python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl [--cases 8:16 1x4@0.4 ...]
     python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl --table FILE.md --cases
 
-`--speed` times graphs pruned by magnitude to several sparsities against dense int8, in pairs. Without it, the model is
-pruned (ADMMPruning) in each pattern, to each sparsity of `GRID`, and stored in float, int8 (W8A8) and int4 (GPTQ, W4A8,
+`--speed` times graphs pruned by magnitude to several sparsities, each in turn with dense int8; a round goes over all
+of them, and medians over rounds are shown. The graphs, 6 GB, stay in `--work`. Without it, the model is pruned
+(ADMMPruning) in each pattern, to each sparsity of `GRID`, and stored in float, int8 (W8A8) and int4 (GPTQ, W4A8,
 groups of 64); perplexity is by the protocol of `accuracy.py`, and bytes per weight are those of the exported graph.
 
 N:M fixes its sparsity, so 8:16 and 4:16 set the levels. A pattern with a free sparsity is given at the one at which
 the engine reads as many bytes of it as of the level (by its cost model, row `KERNELS`), and at the one at which it
-decodes as fast, between the speeds measured; its perplexity there lies between its two neighbours in `GRID`, on a
-straight line of the logarithm. 2:4 and 4:8 keep their sparsity: there the table says how fast they are beside 8:16.
-Results are JSON lines; what is in the file is not run again. `--cases` with nothing after it only writes the table.
+decodes as fast (within `ALIKE`), between the speeds measured; its perplexity there lies between its two neighbours in
+`GRID`, on a straight line of the logarithm. Where dense weights are as fast, that is said. 2:4 and 4:8 keep their
+sparsity: there the table says how fast they are beside 8:16. Results are JSON lines; what is in the file is not run
+again. `--cases` with nothing after it only writes the table.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import datetime
 import itertools
 import json
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -62,7 +65,8 @@ QUANTIZATION: dict[str, dict[str, Any]] = {
     "int4": {"GPTQ": {"scheme": "W4A8", "group_size": 64, "ignore": ["lm_head"]}},
 }
 KERNELS = "avx512_vbmi2"  # has a layout of its own for every pattern
-MEASURED = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # sparsities that `--speed` times
+MEASURED = (0.5, 0.6, 0.7, 0.8, 0.9)  # sparsities that `--speed` times
+ALIKE = 0.98  # of a speed is taken for the same speed: as near as medians of a shared machine come
 
 Rows = list[dict[str, Any]]
 
@@ -113,14 +117,22 @@ def at_bytes(pattern: str, level: str, dtype: str) -> float:
 
 
 def at_speed(pattern: str, level: str, dtype: str, speeds: Rows) -> float | None:
-    """The sparsity at which a pattern is as fast as the level, between two that were measured; None: unknown."""
+    """The least sparsity at which a pattern is as fast as the level, between two measured; 0: dense; None: unknown."""
     level_speed = speed_of(level, dtype, speeds)
     points = {
-        float(row["of_dense_int8"]): float(row["sparsity"])
+        float(row["sparsity"]): float(row["of_dense_int8"])
         for row in speeds
-        if (row["pattern"], row["dtype"]) == (pattern, dtype)
+        if row["dtype"] == dtype and (row["pattern"] == pattern or row["sparsity"] == 0)
     }
-    return None if level_speed is None else between(points, level_speed)
+    if level_speed is None or not points:
+        return None
+    wanted = level_speed * ALIKE
+    if points.get(0.0, 0.0) >= wanted:
+        return 0.0
+    for (low, slow), (high, fast) in itertools.pairwise(sorted(points.items())):
+        if slow < wanted <= fast:
+            return low + (high - low) * (wanted - slow) / (fast - slow)
+    return None
 
 
 def speed_of(pattern: str, dtype: str, speeds: Rows) -> float | None:
@@ -204,21 +216,46 @@ class Accuracy:
 
 
 def time_patterns(options: argparse.Namespace, done: Rows, keep: Any) -> None:
-    """Time every pattern at the sparsities of MEASURED (or its own), against dense int8."""
-    have = {(row["pattern"], row["sparsity"], row["dtype"]) for row in done}
-    with tempfile.TemporaryDirectory() as folder:
-        dense, base = dense_graph(options.model, Path(folder, "float")), Path(folder, "base")
-        write_pruned(dense, "unstructured", 0.0, "int8", base)
-        for pattern in options.cases or GRID:
-            fixed = MaskStructure.parse(pattern).sparsity
-            for sparsity in MEASURED if fixed is None else (fixed,):
-                for dtype in DTYPES:
-                    if (pattern, sparsity, dtype) in have:
-                        continue
-                    graph = Path(folder, "pruned")
-                    write_pruned(dense, pattern, sparsity, dtype, graph)
-                    row = {"pattern": pattern, "sparsity": sparsity, "dtype": dtype}
-                    keep({**row, **speed(graph, base, options.threads, options.rounds)})
+    """Rounds over every pattern at the sparsities of MEASURED (or its own), each against dense int8."""
+    have = {(row["pattern"], row["sparsity"], row["dtype"], row["round"]) for row in done}
+    cases = [("unstructured", 0.0)]
+    for pattern in GRID:
+        fixed = MaskStructure.parse(pattern).sparsity
+        cases += [(pattern, sparsity) for sparsity in (MEASURED if fixed is None else (fixed,))]
+    graphs = {}
+    dense, base = None, graph_folder(options.work, "unstructured", 0.0, "int8")
+    for (pattern, sparsity), dtype in itertools.product(cases, DTYPES):
+        graph = graph_folder(options.work, pattern, sparsity, dtype)
+        graphs[pattern, sparsity, dtype] = graph
+        if not (graph / "graph.json").exists():
+            dense = dense or dense_graph(options.model, options.work / "float")
+            write_pruned(dense, pattern, sparsity, dtype, graph)
+    for turn in range(options.rounds):
+        for (pattern, sparsity, dtype), graph in graphs.items():
+            if (pattern, sparsity, dtype, turn) not in have:
+                row = {"pattern": pattern, "sparsity": sparsity, "dtype": dtype, "round": turn}
+                keep({**row, **speed(graph, base, options.threads, rounds=1)})
+
+
+def graph_folder(work: Path, pattern: str, sparsity: float, dtype: str) -> Path:
+    return Path(work, f"{pattern.replace(':', 'of')}-{sparsity:g}-{dtype}")
+
+
+def medians(speeds: Rows) -> Rows:
+    """One row for every graph, with the median over its rounds."""
+    rounds: dict[tuple[str, float, str], list[float]] = {}
+    for row in speeds:
+        key = (row["pattern"], row["sparsity"], row["dtype"])
+        rounds.setdefault(key, []).append(row["of_dense_int8"])
+    return [
+        {
+            "pattern": pattern,
+            "sparsity": sparsity,
+            "dtype": dtype,
+            "of_dense_int8": statistics.median(found),
+        }
+        for (pattern, sparsity, dtype), found in rounds.items()
+    ]
 
 
 def table(rows: Rows, speeds: Rows) -> str:
@@ -276,6 +313,8 @@ def cell(pattern: str, level: str, dtype: str, kind: str, rows: Rows, speeds: Ro
             note = f", {ours / theirs:.2f} x as fast"
     elif kind == "decode speed":
         sparsity = at_speed(pattern, level, dtype, speeds)
+        if sparsity == 0:
+            return "dense is as fast"
     else:
         sparsity = round(at_bytes(pattern, level, dtype), 6)
     value = None if sparsity is None else perplexity_at(pattern, sparsity, dtype, rows)
@@ -293,6 +332,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="the folder with wikitext-2/")
     parser.add_argument("--results", required=True, type=Path, help="JSON lines; added to")
     parser.add_argument("--speed", action="store_true", help="time graphs; wants a quiet machine")
+    parser.add_argument("--work", type=Path, help="the graphs that --speed times are kept here")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=SAMPLES)
@@ -300,6 +340,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", help="patterns, or pattern@sparsity; not given: all")
     parser.add_argument("--table", type=Path, help="write the tables into this page")
     options = parser.parse_args()
+    if options.speed and options.work is None:
+        parser.error("--speed needs --work DIR")
 
     def keep(kind: str, row: dict[str, Any]) -> None:
         row = {"kind": kind, **row, "date": datetime.date.today().isoformat()}
@@ -322,7 +364,7 @@ def main() -> None:
         if left and accuracy is not None:
             for row in accuracy.run(case, left):
                 keep("accuracy", row)
-    text = table(read(options.results, "accuracy"), speeds)
+    text = table(read(options.results, "accuracy"), medians(speeds))
     print(text)
     if options.table:
         put(options.table, "patterns.py", text)
