@@ -103,6 +103,13 @@ def bytes_per_weight(folder: Path) -> dict[str, float]:
     return {"file_bytes": file / size, "read_bytes": read / size}
 
 
+def is_dense(folder: Path) -> bool:
+    """Does this machine's row keep every pruned Linear as if nothing had been pruned?"""
+    with Engine.load(folder) as engine:
+        matrices = engine.info()["matrices"]
+    return all(m["layout"].endswith("_dense") for name, m in matrices.items() if is_pruned(name))
+
+
 def speed(folder: Path, against: Path, threads: int | None, rounds: int) -> dict[str, Any]:
     """Decoding, tokens per second, and the ratio to another graph's in the same run."""
     found = benchmark(folder, against, prompt=16, tokens=64, threads=threads, rounds=rounds)

@@ -5,9 +5,10 @@
     python benchmarks/patterns.py --model DIR --data DIR --results FILE.jsonl --table FILE.md --cases
 
 `--speed` times graphs pruned by magnitude to several sparsities, each in turn with dense int8; a round goes over all
-of them, and medians over rounds are shown. The graphs, 6 GB, stay in `--work`. Without it, the model is pruned
-(ADMMPruning) in each pattern, to each sparsity of `GRID`, and stored in float, int8 (W8A8) and int4 (GPTQ, W4A8,
-groups of 64); perplexity is by the protocol of `accuracy.py`, and bytes per weight are those of the exported graph.
+of them, and medians over rounds are shown; one that the engine keeps as dense has dense's speed. The graphs, 6 GB,
+stay in `--work`. Without it, the model is pruned (ADMMPruning) in each pattern, to each sparsity of `GRID`, and
+stored in float, int8 (W8A8) and int4 (GPTQ, W4A8, groups of 64); perplexity is by the protocol of `accuracy.py`, and
+bytes per weight are those of the exported graph.
 
 N:M fixes its sparsity, so 8:16 and 4:16 set the levels. A pattern with a free sparsity is given at the one at which
 the engine reads as many bytes of it as of the level (by its cost model, row `KERNELS`), and at the one at which it
@@ -36,7 +37,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from accuracy import SAMPLES, WINDOWS, perplexity, report, windows
-from pattern_graphs import bytes_per_weight, dense_graph, speed, write_pruned
+from pattern_graphs import bytes_per_weight, dense_graph, is_dense, speed, write_pruned
 from tables import put
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -230,11 +231,15 @@ def time_patterns(options: argparse.Namespace, done: Rows, keep: Any) -> None:
         if not (graph / "graph.json").exists():
             dense = dense or dense_graph(options.model, options.work / "float")
             write_pruned(dense, pattern, sparsity, dtype, graph)
+    alike = {graph for graph in graphs.values() if is_dense(graph)}
     for turn in range(options.rounds):
         for (pattern, sparsity, dtype), graph in graphs.items():
-            if (pattern, sparsity, dtype, turn) not in have:
-                row = {"pattern": pattern, "sparsity": sparsity, "dtype": dtype, "round": turn}
-                keep({**row, **speed(graph, base, options.threads, rounds=1)})
+            row = {"pattern": pattern, "sparsity": sparsity, "dtype": dtype}
+            if sparsity > 0 and graph in alike:
+                if turn == 0 and (pattern, sparsity, dtype, None) not in have:
+                    keep({**row, "round": None})
+            elif (pattern, sparsity, dtype, turn) not in have:
+                keep({**row, "round": turn, **speed(graph, base, options.threads, rounds=1)})
 
 
 def graph_folder(work: Path, pattern: str, sparsity: float, dtype: str) -> Path:
@@ -242,17 +247,18 @@ def graph_folder(work: Path, pattern: str, sparsity: float, dtype: str) -> Path:
 
 
 def medians(speeds: Rows) -> Rows:
-    """One row for every graph, with the median over its rounds."""
+    """One row for every graph, with the median over its rounds; one kept as dense (round None) has dense's."""
     rounds: dict[tuple[str, float, str], list[float]] = {}
     for row in speeds:
         key = (row["pattern"], row["sparsity"], row["dtype"])
-        rounds.setdefault(key, []).append(row["of_dense_int8"])
+        rounds.setdefault(key, []).extend([] if row["round"] is None else [row["of_dense_int8"]])
     return [
         {
             "pattern": pattern,
             "sparsity": sparsity,
             "dtype": dtype,
-            "of_dense_int8": statistics.median(found),
+            "of_dense_int8": statistics.median(found or rounds["unstructured", 0.0, dtype]),
+            "dense": not found,
         }
         for (pattern, sparsity, dtype), found in rounds.items()
     ]
@@ -293,8 +299,9 @@ def table(rows: Rows, speeds: Rows) -> str:
         "|---|---|---|---|",
     ]
     for row in speeds:
+        speed_text = "as dense" if row["dense"] else f"{row['of_dense_int8']:.2f}"
         lines.append(
-            f"| {row['dtype']} | {row['pattern']} | {row['sparsity']:.0%} | {row['of_dense_int8']:.2f} |"
+            f"| {row['dtype']} | {row['pattern']} | {row['sparsity']:.0%} | {speed_text} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -37,7 +37,7 @@ def test_equal_bytes_are_equal(patterns, pattern, level, dtype):
 
 def speed(pattern: str, sparsity: float, of_dense_int8: float) -> dict[str, Any]:
     found = {"pattern": pattern, "sparsity": sparsity, "dtype": "int8"}
-    return {**found, "of_dense_int8": of_dense_int8}
+    return {**found, "of_dense_int8": of_dense_int8, "round": 0, "dense": False}
 
 
 def accuracy(pattern: str, sparsity: float, perplexity: float) -> dict[str, Any]:
@@ -73,8 +73,10 @@ def test_equal_speed_is_the_least_sparsity_that_has_it(patterns):
 
 def test_the_speed_of_a_graph_is_the_median_of_its_rounds(patterns):
     rounds = [speed("1x4", 0.6, each) for each in (2.0, 9.0, 1.9)] + [speed("2:4", 0.5, 1.4)]
-    found = {row["pattern"]: row["of_dense_int8"] for row in patterns.medians(rounds)}
-    assert found == {"1x4": 2.0, "2:4": 1.4}
+    as_dense = {"pattern": "2x1", "sparsity": 0.5, "dtype": "int8", "round": None}
+    rows = [*rounds, as_dense, speed("unstructured", 0.0, 1.01)]
+    found = {row["pattern"]: row["of_dense_int8"] for row in patterns.medians(rows)}
+    assert found == {"1x4": 2.0, "2:4": 1.4, "2x1": 1.01, "unstructured": 1.01}
 
 
 def test_perplexity_lies_between_what_was_measured_or_is_not_told(patterns):
