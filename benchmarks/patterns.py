@@ -118,7 +118,10 @@ def at_bytes(pattern: str, level: str, dtype: str) -> float:
 
 
 def at_speed(pattern: str, level: str, dtype: str, speeds: Rows) -> float | None:
-    """The least sparsity at which a pattern is as fast as the level, between two measured; 0: dense; None: unknown."""
+    """The least sparsity at which a pattern is as fast as the level, between two measured; 0: dense.
+
+    inf: not at any that was measured; None: unknown.
+    """
     level_speed = speed_of(level, dtype, speeds)
     points = {
         float(row["sparsity"]): float(row["of_dense_int8"])
@@ -133,7 +136,7 @@ def at_speed(pattern: str, level: str, dtype: str, speeds: Rows) -> float | None
     for (low, slow), (high, fast) in itertools.pairwise(sorted(points.items())):
         if slow < wanted <= fast:
             return low + (high - low) * (wanted - slow) / (fast - slow)
-    return None
+    return math.inf
 
 
 def speed_of(pattern: str, dtype: str, speeds: Rows) -> float | None:
@@ -307,7 +310,7 @@ def table(rows: Rows, speeds: Rows) -> str:
 
 
 def cell(pattern: str, level: str, dtype: str, kind: str, rows: Rows, speeds: Rows) -> str:
-    """`perplexity (sparsity)` of a pattern at a level, or nothing where it can't be said."""
+    """`perplexity (sparsity)` of a pattern at a level; beside `GRID` on which side; else nothing."""
     sparsity = MaskStructure.parse(pattern).sparsity
     note = ""
     if sparsity is not None:
@@ -322,10 +325,21 @@ def cell(pattern: str, level: str, dtype: str, kind: str, rows: Rows, speeds: Ro
         sparsity = at_speed(pattern, level, dtype, speeds)
         if sparsity == 0:
             return "dense is as fast"
+        if sparsity == math.inf:
+            return f"slower at {max(MEASURED):.0%}"
     else:
         sparsity = round(at_bytes(pattern, level, dtype), 6)
-    value = None if sparsity is None else perplexity_at(pattern, sparsity, dtype, rows)
-    return "" if value is None else f"{value:.2f} ({sparsity:.0%}{note})"
+    if sparsity is None:
+        return ""
+    value = perplexity_at(pattern, sparsity, dtype, rows)
+    if value is not None:
+        return f"{value:.2f} ({sparsity:.0%}{note})"
+    known = [row for row in rows if (row["pattern"], row["dtype"]) == (pattern, dtype)]
+    if not known:
+        return ""
+    nearest = min(known, key=lambda row: abs(float(row["sparsity"]) - sparsity))
+    side = "below" if sparsity < nearest["sparsity"] else "above"
+    return f"{side} {nearest['perplexity']:.2f} ({sparsity:.0%})"
 
 
 def read(file: Path, kind: Literal["speed", "accuracy"]) -> Rows:

@@ -131,10 +131,6 @@ class Session:
         """Whether the clock is at or after a time, which is in the modifier's `unit`."""
         return self.step >= to_step(time, per_unit(modifier.unit, self.steps_per_epoch))
 
-    def will_start(self, modifier: Modifier) -> bool:
-        """Whether a training stage reaches the modifier's window."""
-        return self._windows[self._index(modifier)].start < self.total_steps
-
     def is_active(self, modifier: Modifier) -> bool:
         """Whether the clock is inside the modifier's [start, end)."""
         return self._phase[self._index(modifier)] == "active"
@@ -331,15 +327,18 @@ class Session:
             )
 
     def _compile(self, modifier: Modifier) -> Window:
-        """The modifier's window in steps. ModelError when it is in steps that the stage does not have."""
+        """The modifier's window in steps. ModelError when the stage does not have them, or when it holds none."""
         m = modifier
-        if m.unit == "steps" and max(m.start + 1, m.end or 0) > self.total_steps:
-            raise ModelError(
-                f"{self.label(m)} acts from step {m.start:g} to {m.end or self.total_steps:g}, but the stage has"
-                f" {self.total_steps} steps; shorten its window or train longer"
-            )
         steps = per_unit(m.unit, self.steps_per_epoch)
-        return Window.compile(m.start, m.end, m.update_frequency, steps, self.total_steps)
+        window = Window.compile(m.start, m.end, m.update_frequency, steps, self.total_steps)
+        if window.start >= window.end or max(window.start + 1, window.end) > self.total_steps:
+            end = "the end" if m.end is None else f"{m.end:g}"
+            raise ModelError(
+                f"{self.label(m)} acts from {m.start:g} to {end} ({m.unit}), steps {window.start} to {window.end}, but"
+                f" the stage has {self.total_steps} steps, {self.steps_per_epoch} in an epoch; move its window or train"
+                " longer (max_steps ends a stage early)"
+            )
+        return window
 
     def _check_integers(self) -> None:
         """Weights quantized by an earlier stage stay as they are: ModelError unless the recipe freezes them."""

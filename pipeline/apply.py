@@ -25,10 +25,13 @@ from .pared import Pared
 from .processes import Processes
 from .report import REPORT, layer_table, read_report, sparsity, versions, write_report
 from .report_html import PAGE, render
+from .reporters import check_reporters
 from .runfolder import RunFolder
 from .sources import data_fingerprint
-from .teachers import Teachers
-from .train import run_training
+from .teachers import SELF, Teachers
+from .train import check_packing, run_training
+
+LOGS = "runs"  # of TensorBoard, in the output folder
 
 
 @dataclass
@@ -74,11 +77,14 @@ def apply(
     if not ref:
         raise ModelError("the recipe names no model; add `model:` to it or give one with --model")
     recipe = recipe.model_copy(update={"model": ref})
+    for stage in recipe.stages:
+        check_reporters(stage.training.report_to if stage.training else ())
     if output is None:
         if processes.count > 1:
             raise ModelError("several processes share their work in a folder; give --output")
         return _Run(recipe, ref, None, options, progress).go()
     inputs = [model_fingerprint(ref, progress)]
+    inputs += [model_fingerprint(teacher, progress) for teacher in _teachers(recipe)]
     configs = [*(stage.data for stage in recipe.stages), recipe.evaluate]
     inputs += [data_fingerprint(config) for config in configs if config is not None]
     if processes.count > 1:  # as many must resume it: each has its part of a batch
@@ -211,7 +217,10 @@ class _Run:
             assert stage.data is not None  # the schema asks for it
             examples = training_examples(stage.data, self.pared.tokenizer)
             progress = _within(self.progress, stage.name)
-            entry["log"] = run_training(session, stage.training, examples, work, progress)
+            if stage.data.packing:
+                check_packing(self.pared.model)
+            logs = self.folder.output / LOGS / stage.name if self.folder else None
+            entry["log"] = run_training(session, stage.training, examples, work, progress, logs)
             session.to("cpu")  # from where the Trainer had it
         entry["seconds"] = round(time.monotonic() - began, 1)
         entry["modifiers"] = session.report
@@ -269,6 +278,12 @@ class _Run:
         folder.announce(names)
         publish(staged, folder.output, folder.record["published"])
         folder.finish(evaluated=self.options.evaluate)
+
+
+def _teachers(recipe: Recipe) -> list[str]:
+    """Those that a recipe names, but for the model itself."""
+    named = {getattr(m, "teacher", SELF) for stage in recipe.stages for m in stage.modifiers}
+    return sorted(named - {SELF})
 
 
 def _seed(stage: Stage) -> int:

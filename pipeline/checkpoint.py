@@ -55,14 +55,16 @@ def write_checkpoint(
     caches: of keys and values, by attention. The model's weights hold the dequantized values of every layer in
     `quantization`; stored are the integers.
     """
-    tensors, tied = _tensors(model, quantization)
+    tensors, first_names = _tensors(model, quantization)
     for name, cache in (caches or {}).items():
         tensors[f"{name}.k_scale"] = Planned.of(cache.key_scale.reshape(-1, 1, 1))
         tensors[f"{name}.v_scale"] = Planned.of(cache.value_scale.reshape(-1, 1, 1))
     write_tensors(folder / WEIGHTS, tensors)
     if len(masks):
         packed = {
-            name: np.packbits(mask.to(torch.bool).cpu().numpy(), axis=1, bitorder="little")
+            first_names.get(name, name): np.packbits(
+                mask.to(torch.bool).cpu().numpy(), axis=1, bitorder="little"
+            )
             for name, mask in masks.items()
         }
         np.savez(folder / MASKS, **packed)  # type: ignore[arg-type]
@@ -75,7 +77,7 @@ def write_checkpoint(
         config.pop(key, None)
     config["architectures"] = [type(model).__name__]
     config["dtype"] = "float32"
-    config["tie_word_embeddings"] = tied
+    config["tie_word_embeddings"] = bool(first_names)
     if quantization or caches:
         config["quantization_config"] = quantization_config(model, quantization, bool(caches))
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -187,23 +189,23 @@ def publish(staged: Path, output: Path, previous: Iterable[str]) -> None:
 
 def _tensors(
     model: nn.Module, quantization: Mapping[str, LayerQuantization]
-) -> tuple[dict[str, Planned], bool]:
-    """Everything that goes into the weight file, and whether the head is still tied to the embedding.
+) -> tuple[dict[str, Planned], dict[str, str]]:
+    """Everything that goes into the weight file, and the first names of what has another: of a head that is tied.
 
     A tied matrix is stored once, under its first name, unless the head alone is quantized.
     """
-    first_names: dict[int, str] = {}
+    names: dict[int, str] = {}
     found: dict[str, Planned] = {}
-    tied = False
+    first_names: dict[str, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         owner = name.removesuffix(".weight")
         if owner in quantization and name.endswith(".weight"):
             found.update(_compressed(owner, quantization[owner]))
-        elif first_names.setdefault(id(tensor), name) == name:
+        elif names.setdefault(id(tensor), name) == name:
             found[name] = Planned.of(tensor)
         else:
-            tied = True
-    return found, tied
+            first_names[name] = names[id(tensor)]
+    return found, first_names
 
 
 def _compressed(name: str, layer: LayerQuantization) -> dict[str, Planned]:

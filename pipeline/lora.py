@@ -37,8 +37,7 @@ def adapters(model: Any, config: LoraConfig | None, masks: Masks, seed: int) -> 
     _inject(model, config, seed)
     wrapped = _wrapped(model)
     for name, layer in wrapped.items():
-        if f"{name}.weight" in masks:
-            _mask_forward(layer, masks, f"{name}.weight")
+        _mask_forward(layer, masks, f"{name}.weight")
     yield
     with torch.no_grad():
         for name, layer in wrapped.items():
@@ -92,9 +91,12 @@ def _wrapped(model: nn.Module) -> dict[str, Any]:
 
 
 def _mask_forward(layer: Any, masks: Masks, name: str) -> None:
-    """The mask is looked up each time: it may lose more weights while training."""
+    """The mask is looked up each time: a modifier of this stage may make it, and may take more weights away."""
+    plain = layer.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if name not in masks:
+            return plain(x)  # type: ignore[no-any-return]
         base, dropout = layer.get_base_layer(), layer.lora_dropout[ADAPTER]
         mask = masks[name].to(base.weight.device)
         delta = layer.get_delta_weight(ADAPTER).masked_fill(~mask, 0)

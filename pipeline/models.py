@@ -73,10 +73,7 @@ def resolve_model(ref: str | Path, progress: Progress | None = None) -> Path | s
 
 
 def model_fingerprint(ref: str | Path, progress: Progress | None = None) -> str:
-    """Hex digest that changes with the model's configuration or weights.
-
-    Of weight files the ends are looked at: any training changes every part of them.
-    """
+    """Hex digest that changes with the model's configuration or weights."""
     place = resolve_model(ref, progress)
     digest = hashlib.sha256()
     if isinstance(place, str):

@@ -141,7 +141,7 @@ def _scheduled(
     from ..recipes.plan import Plan
 
     found = {}
-    for row in Plan.of(recipe).stages[index].rows:
+    for row in Plan.of(recipe, per_epoch=per_epoch).stages[index].rows:
         if row.curve and row.lasting:
             # What is due at step s is there once it is done, as its entry s + 1 of the log tells.
             curve = [(epoch * per_epoch + 1, value) for epoch, value in row.curve]

@@ -57,7 +57,11 @@ def data_fingerprint(config: DataConfig) -> str:
     found = []
     for part in config.parts:
         file = None if part.dataset.startswith("zoo:") else _file(part)
-        found.append(file_fingerprint(file) if file is not None and file.is_file() else "")
+        if file is None:
+            found.append("")
+            continue
+        with _told(file):
+            found.append(file_fingerprint(file))
     return " ".join(found).strip()
 
 

@@ -8,7 +8,8 @@ and, being written last, marks it as whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,15 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
+from ..errors import ModelError
 from ..modifiers.distillation.teacher import model_inputs
+from ..modifiers.schedule import to_step
 from ..progress import Progress
 from .durable import sync_tree, write_whole
 from .examples import Examples, ExampleStream, collate
 from .lora import adapters
 from .processes import Processes
+from .reporters import reporters
 
 if TYPE_CHECKING:
     from ..modifiers import Masks, Session
@@ -39,27 +43,35 @@ def run_training(
     examples: Examples | ExampleStream,
     work: Path,
     progress: Progress | None = None,
+    logs: Path | None = None,
 ) -> list[dict[str, float]]:
     """Train `session.model` in place and return the log, one entry per optimizer step.
 
-    Continues from the last whole checkpoint in `work`; the result then is bit for bit that of an uninterrupted run.
+    logs: where `report_to: [tensorboard]` writes; None: into `work`. Continues from the last whole checkpoint in
+    `work`; the result then is bit for bit that of an uninterrupted run.
     """
     processes = Processes.join()
     batch = config.batch_size * processes.count
     steps_per_epoch = math.ceil(math.ceil(len(examples) / batch) / config.gradient_accumulation)
-    total = math.ceil(config.epochs * steps_per_epoch)
+    total = to_step(config.epochs, steps_per_epoch)
     if config.max_steps is not None:
         total = min(total, config.max_steps)
     checkpoint = last_checkpoint(work)
     driver = SessionDriver(session, steps_per_epoch, checkpoint, progress, processes)
-    with adapters(session.model, config.lora, session.masks, config.seed):
+    with (
+        own_forward(session.model),
+        adapters(session.model, config.lora, session.masks, config.seed),
+    ):
         trainer = SessionTrainer(
             session,
             processes,
             args=_arguments(config, total, work),
             train_dataset=examples,
             data_collator=partial(collate, pad=_padding(session)),
-            callbacks=[driver],
+            callbacks=[
+                driver,
+                *(reporters(config.report_to, logs or work) if processes.is_first else ()),
+            ],
         )
         driver.trainer = trainer
         trainer.remove_callback(PrinterCallback)
@@ -68,6 +80,33 @@ def run_training(
         _recompute_activations(session.model, False)
     session.model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+@contextmanager
+def own_forward(model: torch.nn.Module) -> Iterator[None]:
+    """Afterwards the model's forward is what it was: for bf16, accelerate puts one with autocast in its place."""
+    names = ("forward", "_original_forward")
+    before = {name: vars(model)[name] for name in names if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(before)
+
+
+def check_packing(model: Any) -> None:
+    """ModelError if the model mixes up two sequences in one row, which it should tell apart by their positions."""
+    length = 8
+    ids = torch.arange(2 * length, device=model.device)[None] % model.config.vocab_size
+    positions = torch.arange(length, device=model.device).repeat(2)[None]
+    with torch.inference_mode():
+        together = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, length:]
+        alone = model(input_ids=ids[:, length:], use_cache=False).logits
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
+        raise ModelError(
+            f"packing: {type(model).__name__} lets a sequence see those before it in its row; remove packing"
+        )
 
 
 def last_checkpoint(work: Path) -> Path | None:
@@ -97,6 +136,11 @@ class SessionTrainer(Trainer):
     ) -> Any:
         outputs = model(**model_inputs(inputs), labels=inputs["labels"], use_cache=False)
         loss = self.session.loss(outputs.loss, inputs, outputs)
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"the loss is {float(loss.detach())} at optimizer step {self.session.step}; lower learning_rate, or add"
+                " warmup_steps (what was saved before is kept: the run goes on from it)"
+            )
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -219,7 +263,8 @@ def _arguments(config: TrainingConfig, total: int, work: Path) -> TrainingArgume
         # Two, for the older is still whole while the newer is being written.
         save_total_limit=2,
         logging_steps=1,
-        report_to=config.report_to or "none",
+        logging_nan_inf_filter=False,  # a loss that is no number shall be seen, not replaced
+        report_to="none",  # `reporters` gives the callbacks
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,

@@ -84,14 +84,15 @@ class Plan:
     after: tuple[str, ...]
 
     @classmethod
-    def of(cls, recipe: Recipe, title: str = "") -> Plan:
-        """Lay out a recipe. `title` names it; the model is added."""
+    def of(cls, recipe: Recipe, title: str = "", per_epoch: float | None = None) -> Plan:
+        """Lay out a recipe. `title` names it; the model is added. per_epoch: optimizer steps, where a run has told."""
         parts = [part for part in (title, recipe.model) if part]
         after = []
         if recipe.evaluate is not None:
             after.append(f"perplexity before and after on {_data(recipe.evaluate)}")
         after.append(f"logits matrix: {recipe.export.head}")
-        return cls(" · ".join(parts), tuple(map(_stage, recipe.stages)), tuple(after))
+        stages = tuple(_stage(stage, per_epoch) for stage in recipe.stages)
+        return cls(" · ".join(parts), stages, tuple(after))
 
 
 _WALKS = {
@@ -101,7 +102,7 @@ _WALKS = {
 }
 
 
-def _stage(stage: Stage) -> StagePlan:
+def _stage(stage: Stage, per_epoch: float | None) -> StagePlan:
     data = [_data(stage.data)] if stage.data else ["no data"]
     if stage.training is None:
         walks = [
@@ -114,20 +115,27 @@ def _stage(stage: Stage) -> StagePlan:
         return StagePlan(stage.name, stage.run, data[0], walks=tuple(walks))
     training = stage.training
     about = " · ".join([_training(training), *data])
-    rows = tuple(_train_row(modifier, stage, training) for modifier in stage.modifiers)
-    return StagePlan(stage.name, stage.run, about, rows=rows, epochs=training.epochs)
+    per_epoch = per_epoch or _steps_per_epoch(stage, training)
+    epochs = training.epochs
+    if per_epoch and training.max_steps:
+        epochs = min(epochs, training.max_steps / per_epoch)
+    rows = tuple(_train_row(modifier, training, epochs, per_epoch) for modifier in stage.modifiers)
+    return StagePlan(stage.name, stage.run, about, rows=rows, epochs=epochs)
 
 
-def _train_row(modifier: Modifier, stage: Stage, training: TrainingConfig) -> Row:
+def _train_row(
+    modifier: Modifier, training: TrainingConfig, epochs: float, per_epoch: float | None
+) -> Row:
+    """epochs: how many the stage has; per_epoch: optimizer steps, None where nobody knows yet."""
     steps = modifier.unit == "steps"
-    length, per_unit = training.epochs, 1.0
+    length, per_unit = epochs, 1.0
     if steps:
-        length = _total_steps(stage, training) or math.inf
-        per_unit = training.epochs / length
+        length = round(epochs * per_epoch) if per_epoch else training.max_steps or math.inf
+        per_unit = epochs / length
     first, last = modifier.start, length if modifier.end is None else modifier.end
     if steps and (math.isinf(length) or last > length):
         # Nobody knows yet where on the axis its steps are: it is told in words, and drawn over the whole stage.
-        first, last, per_unit = 0.0, training.epochs, 1.0
+        first, last, per_unit = 0.0, epochs, 1.0
         curve: tuple[tuple[float, float], ...] = ()
     else:
         curve = _curve(modifier, first, last)
@@ -145,15 +153,12 @@ def _train_row(modifier: Modifier, stage: Stage, training: TrainingConfig) -> Ro
     )
 
 
-def _total_steps(stage: Stage, training: TrainingConfig) -> int | None:
-    """The steps of a stage as far as its recipe tells: by `max_steps`, or by `samples` if there are so many."""
-    found = [training.max_steps] if training.max_steps else []
-    if stage.data is not None and stage.data.samples:
-        batches = math.ceil(stage.data.samples / training.batch_size)
-        found.append(
-            math.ceil(training.epochs * math.ceil(batches / training.gradient_accumulation))
-        )
-    return min(found, default=None)
+def _steps_per_epoch(stage: Stage, training: TrainingConfig) -> int | None:
+    """As far as a recipe tells: by `samples`, if there are so many."""
+    if stage.data is None or not stage.data.samples:
+        return None
+    batches = math.ceil(stage.data.samples / training.batch_size)
+    return math.ceil(batches / training.gradient_accumulation)
 
 
 @dataclass(frozen=True)

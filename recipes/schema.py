@@ -186,7 +186,10 @@ class TrainingConfig(_Part):
     lora: LoraConfig | None = Field(
         default=None, description="train low-rank additions, merged in the end, not the weights"
     )
-    report_to: list[str] = Field(default_factory=list, description="e.g. tensorboard, wandb")
+    report_to: list[str] = Field(
+        default_factory=list,
+        description="e.g. tensorboard (into the output folder's `runs/`), wandb",
+    )
 
 
 class ExportConfig(_Part):
@@ -345,6 +348,12 @@ def _modifier_mistakes(stage: Stage, modifier: Modifier) -> Mistakes:
         yield ("start",), f"start is not before the stage ends, got {modifier.start:g}; {has}"
     if modifier.end is not None and modifier.end > length:
         yield ("end",), f"end is after the stage ends, got {modifier.end:g}; {has}"
+    freeze = getattr(modifier, "freeze_observer", None)
+    if freeze is not None and freeze > length:
+        yield (
+            ("freeze_observer",),
+            f"freeze_observer is after the stage ends, got {freeze:g}; {has}",
+        )
     if "milestones" in modifier.timing:
         last = max(getattr(modifier, "milestones", None) or {0.0: 0.0})
         if last > length:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,22 @@ def test_equal_speed_is_interpolated_and_never_guessed(patterns):
     assert patterns.at_speed("1x4", "8:16", "int4", SPEEDS) is None
     assert patterns.at_speed("1x4", "4:16", "int8", SPEEDS) is None
     faster = [speed("8:16", 0.5, 2.5), *SPEEDS[1:]]
-    assert patterns.at_speed("1x4", "8:16", "int8", faster) is None
+    assert patterns.at_speed("1x4", "8:16", "int8", faster) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        (2.5, "slower at 90%"),
+        (1.6, "18.07 (43%)"),
+        (1.99, "above 20.00 (58%)"),
+        (1.2, "below 16.00 (21%)"),
+    ],
+)
+def test_beside_the_grid_it_is_told_on_which_side(patterns, level, told):
+    speeds = [speed("8:16", 0.5, level), speed("1x4", 0.1, 1.0), *SPEEDS[1:]]
+    rows = [accuracy("1x4", 0.4, 16.0), accuracy("1x4", 0.45, 20.0)]
+    assert patterns.cell("1x4", "8:16", "int8", "decode speed", rows, speeds) == told
 
 
 def test_equal_speed_is_the_least_sparsity_that_has_it(patterns):
@@ -98,7 +114,8 @@ def test_the_table_has_what_was_measured_and_nothing_else(patterns):
         *("  ", "  ", " 24.94 (43%) ", "  ", "  ", "  ", " 36.50 (50%) ", "  ")
     ]
     assert "(41%)" in by_bytes  # 1x4 as large as 8:16
-    assert by_bytes.count("(") + by_speed.count("(") == 4
+    assert "above 45.00 (66%)" in by_bytes  # as large as 4:16
+    assert by_bytes.count("(") + by_speed.count("(") == 5
     assert "| 1x4 | 40% |  | 20.00 |  | 0.500 /  |" in measured
 
 

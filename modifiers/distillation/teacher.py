@@ -43,7 +43,7 @@ class _Distilling(Modifier):
                     " set session.load_teacher to a function from a reference to a model"
                 )
             teacher = session.load_teacher(self.teacher)
-            session.teachers[self.teacher] = teacher.eval().requires_grad_(False)
+            session.teachers[self.teacher] = teacher.to(session.device).eval().requires_grad_(False)
         return session.teachers[self.teacher]
 
     def teacher_outputs(self, session: Session, batch: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class ConstantPruning(Modifier):
     """Hold every zero weight at zero: mask = (weight != 0), in weights, gradients and optimizer moments.
 
-    A weight whose mask is held already (pruned by an earlier stage) keeps that mask.
+    A matrix whose mask is held already (pruned by an earlier stage) keeps that mask; one without zeros has none.
     """
 
     def on_start(self, session: Session) -> None:
@@ -25,5 +25,6 @@ class ConstantPruning(Modifier):
 
     def _hold(self, session: Session) -> None:
         for name, weight in session.weights(self.targets, self.ignore):
-            if name not in session.masks:
-                session.masks.hold(name, weight != 0)
+            kept = weight != 0
+            if name not in session.masks and not kept.all():
+                session.masks.hold(name, kept)

@@ -104,6 +104,9 @@ class _GradualPruning(Modifier):
         """Zero in place the weights [out, in] that `mask` does not keep; may also change those kept."""
         weight.masked_fill_(~mask, 0)
 
+    def on_initialize(self, session: Session) -> None:
+        self._applied = None  # by an earlier run of the same recipe
+
     def on_update(self, session: Session) -> None:
         self._prune(session, self.scheduled_sparsity(session))
 
@@ -147,7 +150,10 @@ class _GradualPruning(Modifier):
             held = session.masks.get(name)
             mask = mask if held is None else mask & held.to(mask.device)
             session.masks.hold(name, mask)
-            self.remove(name, weights[name], mask)
+            if name.removesuffix(".weight") in session.quantization:
+                weights[name].masked_fill_(~mask, 0)  # those kept stay on their integer grid
+            else:
+                self.remove(name, weights[name], mask)
         removed = sum(int((~mask).sum()) for mask in masks.values())
         session.log(
             f"{session.label(self)}/sparsity",

@@ -25,6 +25,10 @@ class MovementPruning(_GradualPruning):
 
     _scores: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
+    def on_initialize(self, session: Session) -> None:
+        super().on_initialize(session)
+        self._scores = {}
+
     def on_gradients(self, session: Session) -> None:
         for name, weight in session.weights(self.targets, self.ignore):
             gradient = session.model.get_parameter(name).grad

@@ -35,6 +35,10 @@ class OBSPruning(_GradualPruning):
 
     _fisher: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 
+    def on_initialize(self, session: Session) -> None:
+        super().on_initialize(session)
+        self._fisher = {}
+
     def on_gradients(self, session: Session) -> None:
         for name, _ in session.weights(self.targets, self.ignore):
             gradient = session.model.get_parameter(name).grad

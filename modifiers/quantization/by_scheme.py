@@ -60,6 +60,9 @@ class _SchemeQuantization(Modifier):
     def needs_pass(self) -> bool:
         return self.skip is not None
 
+    def on_initialize(self, session: Session) -> None:
+        self._scores, self._skipped = {}, None
+
     def on_observe(self, session: Session, block: Block) -> None:
         assert self.skip is not None  # only then there is a pass
         self._scores |= self.skip.measure(block, self._schemes(session, block))

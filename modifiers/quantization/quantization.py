@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+import torch.distributed as dist
 from pydantic import Field, PrivateAttr, model_validator
 
 from ...errors import ModelError
 from ..base import Modifier
 from ..blocks import Stream
+from ..schedule import per_unit, to_step
 from .aware import AwareLinear
 from .by_scheme import _SchemeQuantization, linear_of
 from .histogram import static_observers
@@ -51,6 +54,7 @@ class Quantization(_SchemeQuantization):
         return self
 
     def on_initialize(self, session: Session) -> None:
+        super().on_initialize(session)
         if session.run == "oneshot":
             return
         if self.kv_cache is not None:
@@ -60,11 +64,6 @@ class Quantization(_SchemeQuantization):
         if self.skip is not None:
             raise ModelError(
                 f"{session.label(self)}: skip measures layers in a one-shot stage; in training name them in `ignore`"
-            )
-        if not session.will_start(self):
-            raise ModelError(
-                f"{session.label(self)} starts at {self.unit} {self.start:g}, which the stage does not reach; start it"
-                " earlier or train longer"
             )
         self._aware.clear()
         blocks = Stream(session.model, None)
@@ -81,14 +80,27 @@ class Quantization(_SchemeQuantization):
             aware.attach()
 
     def on_update(self, session: Session) -> None:
-        frozen = self.freeze_observer is not None and session.reached(self, self.freeze_observer)
-        for aware in self._aware.values():
-            aware.observing = not frozen
-            if not frozen:
+        if not self._frozen(session):
+            for aware in self._aware.values():
                 aware.observe_weight()
 
+    def on_gradients(self, session: Session) -> None:
+        """Several processes have each seen their own inputs: from here on they have the range of all."""
+        ranges = [aware.inputs for aware in self._aware.values()]
+        if dist.is_available() and dist.is_initialized():
+            highest = torch.tensor([(-seen.low, seen.high) for seen in ranges], dtype=torch.float64)
+            highest = highest.to(session.device)
+            dist.all_reduce(highest, dist.ReduceOp.MAX)
+            for seen, (low, high) in zip(ranges, highest.tolist(), strict=True):
+                seen.low, seen.high = -low, high
+
+    def on_step(self, session: Session, optimizer: torch.optim.Optimizer) -> None:
+        """The next forward is one step later."""
+        for aware in self._aware.values():
+            aware.observing = not self._frozen(session, session.step + 1)
+
     def on_end(self, session: Session) -> None:
-        frozen = self.freeze_observer is not None and session.reached(self, self.freeze_observer)
+        frozen = self._frozen(session)
         counts: dict[str, int] = {}
         for name, aware in self._aware.items():
             if not frozen:
@@ -99,6 +111,12 @@ class Quantization(_SchemeQuantization):
             counts[layer.scheme] = counts.get(layer.scheme, 0) + 1
         session.section(self)["layers"] = counts
         self._aware.clear()
+
+    def _frozen(self, session: Session, step: int | None = None) -> bool:
+        if self.freeze_observer is None:
+            return False
+        due = to_step(self.freeze_observer, per_unit(self.unit, session.steps_per_epoch))
+        return (session.step if step is None else step) >= due
 
     def state_dict(self) -> dict[str, Any]:
         return {

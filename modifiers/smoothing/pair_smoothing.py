@@ -31,6 +31,9 @@ class _PairSmoothing(Modifier):
 
     _channels: Channels = PrivateAttr(default_factory=dict)
 
+    def on_initialize(self, session: Session) -> None:
+        self._channels = {}
+
     def sources(self) -> Literal["norms", "all"]:
         """norms: only pairs whose source is a norm."""
         return "norms"

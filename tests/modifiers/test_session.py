@@ -77,13 +77,14 @@ def test_hooks_come_in_order_and_only_inside_the_window(pico):
     assert extra == pytest.approx([0, 1, 1, 0, 0], abs=1e-5)
 
 
-def test_a_window_after_the_stage_never_starts(pico):
-    modifier = _Recorder(start=9.0)
-    session = Session(pico(), [modifier])
-    session.begin(2, 4)
-    loop(session, 4)
-    session.finish()
-    assert modifier.calls == [("initialize", 0), ("finalize", 4)]
+@pytest.mark.parametrize(
+    "window",
+    [{"start": 9.0}, {"start": 1.1, "end": 1.4}, {"start": 1.0, "end": 2.5}],
+    ids=["after the stage", "between two steps", "longer than the stage"],
+)
+def test_a_window_that_the_stage_does_not_have_is_an_error(pico, window):
+    with pytest.raises(ModelError, match="the stage has 4 steps, 2 in an epoch"):
+        Session(pico(), [_Recorder(**window)]).begin(2, 4)
 
 
 def test_epoch_is_the_clock(pico):
