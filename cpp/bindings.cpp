@@ -133,10 +133,13 @@ struct Model {
 
     void forward(const std::vector<Request>& requests, std::optional<py::array> logits) const {
         std::vector<Part> parts;
+        std::vector<std::vector<int64_t>> ids;  // copies: without the GIL, Python may change its arrays after the check
         int64_t rows = 0;
         for (const auto& [sequence, tokens, wanted] : requests) {
             parts.push_back(part(sequence, tokens, wanted));
-            rows += parts.back().rows();
+            Part& last = parts.back();
+            last.tokens = ids.emplace_back(last.tokens, last.tokens + last.count).data();
+            rows += last.rows();
         }
         require(rows == 0 || logits, "logits are wanted, but there is no array for them");
         float* out = nullptr;

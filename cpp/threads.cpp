@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fault.h"
+#include "kernels/memory.h"
 
 namespace paring {
 namespace {
@@ -31,11 +32,17 @@ std::atomic<uint64_t> forks{0};
 // it free.
 std::mutex restart;
 
-void before_fork() { restart.lock(); }
-void after_fork() { restart.unlock(); }
+void before_fork() {
+    restart.lock();
+    kernels::lock_shared_memory();
+}
+void after_fork() {
+    kernels::unlock_shared_memory();
+    restart.unlock();
+}
 void in_child() {
     forks.fetch_add(1, std::memory_order_relaxed);
-    restart.unlock();
+    after_fork();
 }
 
 void watch_forks() {

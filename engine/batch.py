@@ -78,6 +78,9 @@ class Request:
     def _next(self, budget: int) -> NDArray[np.int64]:
         """The tokens to compute in this step: of the prompt at most `budget`, or the last chosen."""
         assert self._state is not None
+        computed = len(self.prompt) + max(len(self.answer.tokens), 1) - 1
+        if self._state.length > computed:  # Ctrl-C came before its logits were looked at
+            self._state.truncate(computed)
         if self.answer.tokens:
             return np.array(self.answer.tokens[-1:], np.int64)
         return self.prompt[self._state.length :][:budget]
@@ -262,6 +265,8 @@ class Batch:
             parts.append((request._state, tokens, complete))
             if complete:
                 takers.append(request)
+        if not parts:
+            return []
         advance(parts, self._logits)
         events = []
         for request, logits in zip(takers, self._logits, strict=False):

@@ -50,7 +50,7 @@ class Sampler:
         best = int(np.argmax(logits))  # a NaN counts as the greatest
         if not math.isfinite(float(logits[best])):
             raise GraphError("the model's logits are not finite; its weights overflow")
-        if self.sampling.temperature == 0:
+        if np.float32(self.sampling.temperature) == 0:
             return best
         tokens, weights = self.candidates(logits)
         cumulative = np.cumsum(weights)
@@ -66,7 +66,10 @@ class Sampler:
             tokens = np.sort(np.argpartition(logits, -top_k)[-top_k:])
             logits = logits[tokens]
         # float32 is fast and as fine as the logits; sums are taken in float64.
-        scaled = (logits - logits.max()) / np.float32(self.sampling.temperature)
+        with np.errstate(
+            over="ignore"
+        ):  # far below the greatest is minus infinity, and that is right
+            scaled = (logits - logits.max()) / np.float32(self.sampling.temperature)
         weights = np.exp(scaled).astype(np.float64)
         if top_p < 1:
             kept = nucleus(weights, top_p)

@@ -56,6 +56,11 @@ class State:
         del self._tokens[kept:]
         return kept
 
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+        self._sequence.truncate(length)
+        del self._tokens[length:]
+
     def fork(self, length: int) -> State:
         """A sequence of its own that begins with the first `length` tokens of this one.
 
@@ -81,9 +86,15 @@ def advance(
     ]
     rows = sum(wanted for _, _, wanted in parts)
     model = parts[0][0]._engine.model
-    model.forward(calls, logits[:rows] if rows else None)
-    for state, tokens, _ in parts:
-        state._tokens.extend(tokens.tolist())
+    before = [state.length for state, _, _ in parts]
+    try:
+        model.forward(calls, logits[:rows] if rows else None)
+        for state, tokens, _ in parts:
+            state._tokens.extend(tokens.tolist())
+    except BaseException:  # Ctrl-C, which Python raises once `forward` is back, is one too
+        for (state, _, _), length in zip(parts, before, strict=True):
+            state.truncate(length)
+        raise
 
 
 def advance_greedily(states: Sequence[State], tokens: int) -> None:

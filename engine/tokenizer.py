@@ -56,6 +56,10 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`; `special` lets the tokenizer add the tokens it begins texts with."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise GraphError(f"the text is not valid Unicode ({error})") from None
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return ids
 
@@ -79,8 +83,8 @@ class Tokenizer:
                 bos_token=self._special(self.bos),
                 eos_token=self._special(self.eos[0] if self.eos else None),
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
-            raise GraphError(f"the chat template refuses these messages: {error}") from None
+        except Exception as error:  # a template is a program: it may raise whatever it likes
+            raise GraphError(f"the chat template refuses these messages: {error!r}") from None
         return self.encode(text, special=False)
 
     def _special(self, token: int | None) -> str:
@@ -98,8 +102,8 @@ def _compile(source: str, path: Path) -> jinja2.Template:
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise GraphError(f"{path}: the chat template can't be parsed ({error})") from None
+    except Exception as error:  # jinja2's own, and those of Python's compiler
+        raise GraphError(f"{path}: the chat template can't be parsed ({error!r})") from None
 
 
 def _refuse(message: str) -> None:

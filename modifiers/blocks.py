@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DataError, LawError
+from ..errors import DataError, LawError, ModelError
 from . import spill
 from .capture import Call, Stop, capture, find_blocks
 from .targets import select
@@ -136,6 +136,10 @@ class Stream:
         """Replace the hidden states before a block by those after it, batch by batch."""
         for batch, hidden in enumerate(states):
             after = self.compute(index, hidden, batch)
+            if not bool(after.isfinite().all()):
+                raise ModelError(
+                    f"block {index} puts out NaN or infinity; check the model's weights and its data type"
+                )
             if self._spills:
                 hidden.copy_(after)
             else:
@@ -260,4 +264,9 @@ class Block:
             return observe
 
         self.run({name: remember(name) for name in linears}, batches=1)
+        missed = sorted(set(linears) - {name for _, names in seen for name in names})
+        if missed:
+            raise ModelError(
+                f"{missed[0]} is never called as a Linear, so that its inputs are unknown; put it in `ignore`"
+            )
         return [names for _, names in seen]

@@ -40,7 +40,7 @@ class Masks:
         if old is not None:
             if old.shape != mask.shape:
                 raise ValueError(f"mask of {name} is {tuple(mask.shape)}, held {tuple(old.shape)}")
-            freed = int((mask & ~old).sum())
+            freed = int((mask & ~old.to(mask.device)).sum())
             if freed:
                 raise LawError(f"{name}: {freed} held zeros would be freed; a held zero stays zero")
         self._masks[name] = mask.detach().clone()

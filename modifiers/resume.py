@@ -100,9 +100,8 @@ class Journal:
             if entry["block"] is None:
                 resize(session.model, entry["sizes"])
             module.load_state_dict(self._read(f"{entry['name']}.weights", session.device))
-        state = self._read(f"{entries[-1]['name']}.state", session.device)
-        state["generator"] = state["generator"].cpu()  # torch wants it there
-        session.load_state_dict(state)
+        session.load_state_dict(self._read(f"{entries[-1]['name']}.state", torch.device("cpu")))
+        session.to(session.device)
 
     def _read(self, name: str, device: torch.device) -> Any:
         file = self.folder / name

@@ -55,6 +55,9 @@ Chunk* new_chunk(size_t bytes) {
 
 }  // namespace
 
+void lock_shared_memory() { mutex.lock(); }
+void unlock_shared_memory() { mutex.unlock(); }
+
 void* allocate_shared(size_t bytes) {
     const size_t needed = round_up(std::max(bytes, kAlignment), kAlignment);
     if (!kTogether) {

@@ -12,4 +12,8 @@ namespace paring::kernels {
 void* allocate_shared(size_t bytes);
 void free_shared(void* memory, size_t bytes);
 
+// Held across a fork, so that the child finds it free.
+void lock_shared_memory();
+void unlock_shared_memory();
+
 }  // namespace paring::kernels

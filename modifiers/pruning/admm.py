@@ -117,7 +117,7 @@ class ADMMPruning(_CalibratedPruning):
             mask = layer.structure.mask(work, self._ramp(iteration, layer.sparsity)) & alive
             torch.mul(u, mask, out=z)
             u -= z
-            since = iteration - self.ramp_iterations
+            since = iteration - min(self.ramp_iterations, self.iterations)
             if since == 0:
                 settled = mask
             elif since > 0 and since % PERIOD == 0:
@@ -141,7 +141,7 @@ class ADMMPruning(_CalibratedPruning):
         return weight / scale, mask, iteration
 
     def _ramp(self, iteration: int, sparsity: float) -> float:
-        left = max(0.0, 1 - iteration / self.ramp_iterations)
+        left = max(0.0, 1 - iteration / min(self.ramp_iterations, self.iterations))
         return sparsity * (1 - left**3)
 
 

@@ -8,6 +8,7 @@ import torch
 from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from torch import nn
 
+from ...errors import ModelError
 from ..base import Modifier
 from ..hessian import Gram
 from ..mask_structure import MaskStructure, MaskStructureName
@@ -129,6 +130,12 @@ class _CalibratedPruning(Modifier):
     def on_block(self, session: Session, block: Block) -> None:
         self._settle(session)
         linears = block.linears(self.targets, self.ignore)
+        for name in linears:
+            if name in session.quantization:
+                raise ModelError(
+                    f"{session.label(self)}: {name} is quantized already, and new weights would leave its integer grid;"
+                    " put pruning before quantization"
+                )
         tasks = {name: self._task(session, name, linear) for name, linear in linears.items()}
         for name, task in tasks.items():
             task.structure.check(name, tuple(task.weight.shape))

@@ -30,6 +30,69 @@ def engine(llama: Callable[..., Path]) -> Engine:
     return Engine.load(export(llama(max_position_embeddings=400)), threads=2)
 
 
+class Interrupting:
+    """A model whose `forward` does its work and is then interrupted, as Python delivers Ctrl-C."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.armed = model, True
+
+    def forward(self, *arguments: Any) -> None:
+        self.model.forward(*arguments)
+        if self.armed:
+            self.armed = False
+            raise KeyboardInterrupt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+def test_an_interrupt_leaves_sequences_as_they_were(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [engine.logits(prompt)[-1] for prompt in PROMPTS[:2]]
+    states = [engine.state() for _ in PROMPTS[:2]]
+    parts = [(state, prompt, True) for state, prompt in zip(states, PROMPTS, strict=False)]
+    out = np.empty((2, VOCABULARY), np.float32)
+    monkeypatch.setattr(engine, "_model", Interrupting(engine._model))
+    with pytest.raises(KeyboardInterrupt):
+        advance(parts, out)
+    assert [(state.length, state._tokens) for state in states] == [(0, [])] * 2
+    advance(parts, out)
+    assert np.array_equal(out, expected)
+
+
+def test_a_batch_goes_on_after_an_interrupt(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [engine.generate(prompt, 6).tokens for prompt in PROMPTS[:4]]
+    batch = engine.batch(4)
+    requests = [batch.submit(prompt, 6) for prompt in PROMPTS[:4]]
+    model = Interrupting(engine._model)
+    monkeypatch.setattr(engine, "_model", model)
+    interrupts = 0
+    while batch.busy:
+        try:
+            batch.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+        model.armed = interrupts < 4 and not model.armed
+    assert interrupts == 4
+    assert [request.answer.tokens for request in requests] == expected
+
+
+def test_a_batch_whose_logits_were_lost_computes_them_again(engine: Engine) -> None:
+    expected = engine.generate(PROMPTS[1], 6).tokens
+    batch = engine.batch(1)
+    request = batch.submit(PROMPTS[1], 6)
+    for _ in range(3):
+        batch.step()
+    assert request._state is not None
+    request._state.extend(np.array(request.answer.tokens[-1:], np.int64))
+    while batch.busy:
+        batch.step()
+    assert request.answer.tokens == expected
+
+
 # --- sequences in one call ---------------------------------------------------------------------
 
 

@@ -147,11 +147,19 @@ def test_chat_templates_can_reach_nothing(tmp_path: Path) -> None:
         "{{ messages.append(1) }}",
         "{% for i in range(10**9) %}x{% endfor %}",
         "{{ messages[0].role.missing.deep }}",
+        "{{ 1 // 0 }}",
+        "{{ 'x'.encode('nope') }}",
+        "{{ cycler() }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     ):
         with pytest.raises(GraphError, match="chat template"):
             Tokenizer(file, chat_template=template).chat([{"role": "user"}])
     with pytest.raises(GraphError, match="can't be parsed"):
         Tokenizer(file, chat_template="{% for")
+    with pytest.raises(GraphError, match="can't be parsed"):
+        Tokenizer(file, chat_template="{% for a in b %}" * 30 + "{% endfor %}" * 30)
+    with pytest.raises(GraphError, match="not valid Unicode"):
+        Tokenizer(file).encode("\udcff")
     with pytest.raises(GraphError, match="no chat template"):
         Tokenizer(file).chat([])
     file.write_text("{}")
@@ -311,6 +319,12 @@ def test_the_seed_decides(engine: Engine) -> None:
 
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-320, 1e-50, 1e-46, 1e-45, 1e-40, 1e-30])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    assert Sampler(Sampling(temperature=temperature)).next(LOGITS) == int(LOGITS.argmax())
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:

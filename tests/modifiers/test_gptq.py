@@ -140,3 +140,13 @@ def test_skip_leaves_layers_in_floating_point(pico, calibration):
 def test_groups_in_activation_order_are_refused():
     with pytest.raises(ValidationError, match="the engine does not run"):
         GPTQ(actorder="group")
+
+
+@pytest.mark.parametrize("scheme", [{"scheme": "W8A8"}, {"scheme": "W4A8", "group_size": 32}])
+def test_a_linear_whose_inputs_are_all_zero_stays_finite(pico, calibration, scheme):
+    model = pico()
+    model.get_parameter(f"{UP}.weight").data.zero_()
+    Session(model, [GPTQ(**scheme, ignore=["lm_head"])]).run_oneshot(calibration)
+    weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
+    assert weight.isfinite().all()
+    assert weight.any()

@@ -14,6 +14,7 @@ from paring.modifiers.pruning.constant import ConstantPruning
 from paring.modifiers.pruning.magnitude import MagnitudePruning
 from paring.modifiers.pruning.sparsegpt import SparseGPT
 from paring.modifiers.pruning.wanda import Wanda
+from paring.modifiers.quantization.quantization import Quantization
 
 
 def prune(algorithm, gram, weights, kept):
@@ -155,6 +156,45 @@ def test_admm_beats_sparsegpt_and_wanda(structure):
         errors.append(gram.relative_error(weight, after * mask))
     assert errors[0] < errors[1] < errors[2]
     assert errors[0] < 0.5 * errors[2]
+
+
+@pytest.mark.parametrize("settings", [{"sparsity": 0.5}, {"mask_structure": "4:16"}])
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_admm_has_its_sparsity_after_few_iterations_too(settings, iterations):
+    weight, _, gram = layer()
+    kept = torch.ones_like(weight, dtype=torch.bool)
+    ((_, mask),) = prune(ADMMPruning(iterations=iterations, **settings), gram, [weight], [kept])
+    wanted = settings.get("sparsity", 0.75)
+    assert 1 - float(mask.float().mean()) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_pruning_after_quantization_is_refused(pico, calibration):
+    steps = [Quantization(ignore=["lm_head"]), Wanda(sparsity=0.5, ignore=["lm_head"])]
+    with pytest.raises(ModelError, match="q_proj is quantized already.*put pruning before"):
+        Session(pico(), steps).run_oneshot(calibration)
+
+
+@pytest.mark.parametrize("kind", [Wanda, ADMMPruning])
+def test_a_model_that_is_not_finite_is_refused(pico, calibration, kind):
+    model = pico()
+    model.get_parameter("model.layers.0.mlp.up_proj.weight").data[0, 0] = float("inf")
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        Session(model, [kind(sparsity=0.5, ignore=["lm_head"])]).run_oneshot(calibration)
+
+
+def test_a_linear_without_gradient_is_pruned_like_the_others(pico, calibration):
+    model = pico()
+    model.get_parameter("model.layers.0.mlp.down_proj.weight").data.zero_()
+    session = Session(model, [ADMMPruning(sparsity=0.5, ignore=["lm_head"])])
+    session.run_oneshot(calibration)
+    assert session.masks.sparsity("model.layers.0.mlp.up_proj.weight") == pytest.approx(0.5)
+
+
+def test_a_linear_that_is_never_called_is_named(pico, calibration):
+    model = pico()
+    model.model.layers[1].spare = torch.nn.Linear(32, 32)
+    with pytest.raises(ModelError, match=r"layers\.1\.spare is never called.*ignore"):
+        Session(model, [Wanda(sparsity=0.5, ignore=["lm_head"])]).run_oneshot(calibration)
 
 
 def test_admm_removes_dead_inputs_first():

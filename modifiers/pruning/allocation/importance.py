@@ -43,6 +43,10 @@ def importance(
                 if generator is None:
                     logits, labels = logits[:-1], row[1:].to(logits.device)
                 else:
+                    if not bool(logits.isfinite().all()):
+                        raise ModelError(
+                            "the model's logits hold NaN or infinity; check its weights"
+                        )
                     chances = logits.detach().softmax(dim=-1).cpu()
                     labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
                 loss = nn.functional.cross_entropy(
@@ -53,9 +57,9 @@ def importance(
             for handle in handles:
                 handle.remove()
     for name, value in total.items():
-        if not bool(value.isfinite().all()) or not bool(value.any()):
+        if not bool(value.isfinite().all()):
             raise ModelError(
-                f"{name}: the loss has no finite gradient by its outputs; check the model, or raise importance_samples"
+                f"{name}: the loss has no finite gradient by its outputs; check the model and its data type"
             )
     return {name: value / tokens.numel() for name, value in total.items()}
 
