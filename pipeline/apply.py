@@ -11,11 +11,19 @@ from typing import Any
 import torch
 
 from ..engine.export import export
+from ..engine.lowering import Config, lower
 from ..errors import ModelError
 from ..modifiers import Session
 from ..progress import Progress
 from ..recipes import Recipe, Stage
-from .checkpoint import MASKS, WEIGHTS, publish, verify_checkpoint, write_checkpoint
+from .checkpoint import (
+    MASKS,
+    WEIGHTS,
+    config_values,
+    publish,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from .compare import PROMPT, compare, text_samples
 from .data import training_examples
 from .evaluate import Exam, compare_speed
@@ -66,7 +74,8 @@ def apply(
     where one-shot stages compute, such as "cpu" or "cuda"; None: a GPU if there is one with room. The Trainer places
     itself.
 
-    A finished run of the same recipe is returned at once. Raises the kinds of ParingError for bad input.
+    A finished run of the same recipe is returned at once. Raises the kinds of ParingError for bad input; with
+    `output`, which gets a graph, also for an architecture that the engine does not know.
 
     Under `torchrun` each process trains on its part of every batch; the first does all else, and has the report.
     """
@@ -135,6 +144,8 @@ class _Run:
         self.options = options
         self.progress = progress
         self.pared = Pared.load(ref, progress)
+        if folder:  # it gets a graph at the end: better to say now that the engine can't run one
+            lower(Config(config_values(self.pared.model), ref))
         self.stages: list[dict[str, Any]] = folder.stages if folder else []
         self.exam: Exam | None = None
         if (

@@ -71,16 +71,19 @@ def write_checkpoint(
     tokenizer.save_pretrained(folder)
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    # Defaults are written out, so that readers without `transformers` need not know them.
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    for key in ("_name_or_path", "_model_name_or_path", "quantization_config"):
-        config.pop(key, None)
-    config["architectures"] = [type(model).__name__]
-    config["dtype"] = "float32"
+    config = config_values(model)
     config["tie_word_embeddings"] = bool(first_names)
     if quantization or caches:
         config["quantization_config"] = quantization_config(model, quantization, bool(caches))
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def config_values(model: PreTrainedModel) -> dict[str, Any]:
+    """A model's config.json, defaults written out, so that readers without `transformers` need not know them."""
+    config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    for key in ("_name_or_path", "_model_name_or_path", "quantization_config"):
+        config.pop(key, None)
+    return config | {"architectures": [type(model).__name__], "dtype": "float32"}
 
 
 def quantization_config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from paring.errors import DataError, ModelError
+from paring.errors import DataError, GraphError, ModelError
 from paring.modifiers import Session, registry
 from paring.pipeline import load_model
 from paring.pipeline.apply import apply
@@ -137,6 +138,21 @@ def test_files_that_a_later_stage_needs_are_missed_before_the_first(
         apply(recipe(pico, prune, later), output=tmp_path / "b", evaluate=False)
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
+
+
+def test_a_model_that_the_engine_does_not_know_is_refused_before_the_work(
+    corpus: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320}
+    model = OPTForCausalLM(OPTConfig(ffn_dim=64, word_embed_proj_dim=32, **sizes))
+    model.save_pretrained(tmp_path / "opt")
+    tokenizer.save_pretrained(tmp_path / "opt")
+    prune = stage(corpus, {"MagnitudePruning": {"sparsity": 0.5, "ignore": ["lm_head"]}})
+    made = recipe(tmp_path / "opt", prune)
+    with pytest.raises(GraphError, match="'OPTForCausalLM' is not known to the engine"):
+        apply(made, output=tmp_path / "out", evaluate=False)
+    assert json.loads((tmp_path / "out/.paring/run.json").read_text())["stages"] == []
+    assert apply(made, evaluate=False).report["after"]["sparsity"] > 0.2  # in memory it works
 
 
 def test_reporters_are_known_before_the_first_stage(pico: Path, corpus: Path) -> None:
