@@ -163,10 +163,13 @@ class Engine:
         """Token ids of a prompt of any kind."""
         if isinstance(prompt, str):
             return self._require_tokenizer().encode(prompt)
-        messages = [part for part in prompt if isinstance(part, dict)]
-        if messages and len(messages) == len(prompt):
-            return self._require_tokenizer().chat(messages)
-        return [part for part in prompt if not isinstance(part, dict)]
+        parts: list[Any] = list(prompt)
+        messages = [part for part in parts if isinstance(part, dict)]
+        if not messages:
+            return parts
+        if len(messages) < len(parts):
+            raise GraphError("the prompt mixes messages and token ids; give one kind")
+        return self._require_tokenizer().chat(messages)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids without special tokens; "" if the graph has no tokenizer."""
@@ -222,7 +225,7 @@ class Engine:
             name: self._describe(name, found) for name, found in sorted(core["matrices"].items())
         }
         reads = [op.weight for op in self.graph.ops if isinstance(op, Linear | Head)]
-        kept = sum(found["nonzeros"] for found in core["matrices"].values())
+        kept = sum(self._matrix(name).nonzeros for name in matrices)
         weights = sum(found["rows"] * found["columns"] for found in core["matrices"].values())
         return {
             "architecture": self.graph.model.architecture,
@@ -246,9 +249,13 @@ class Engine:
             "load_seconds": self._load_seconds,
         }
 
-    def _describe(self, name: str, packed: dict[str, Any]) -> dict[str, Any]:
+    def _matrix(self, name: str) -> Matrix:
         matrix = self.graph.tensors[name]
         assert isinstance(matrix, Matrix)
+        return matrix
+
+    def _describe(self, name: str, packed: dict[str, Any]) -> dict[str, Any]:
+        matrix = self._matrix(name)
         activation = matrix.activation
         kind = None if activation is None else "float" if activation.bits == 16 else "int8"
         return {
@@ -258,7 +265,7 @@ class Engine:
             "activation": kind,
             "layout": packed["layout"],
             "bytes": packed["bytes"],
-            "sparsity": 1 - packed["nonzeros"] / (packed["rows"] * packed["columns"]),
+            "sparsity": 1 - matrix.nonzeros / (packed["rows"] * packed["columns"]),
         }
 
 

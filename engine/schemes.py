@@ -12,6 +12,8 @@ from typing import Literal
 from .graph import Activation
 from .lowering.config import Config
 
+GROUP_SIZES = (32, 64, 128)  # of weights that share a scale
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -100,10 +102,13 @@ def _scheme(group: Config) -> Scheme:
     bits = weights.integer("num_bits", 8)
     if bits not in (4, 8):
         weights.refuse("num_bits", bits, "4 or 8")
+    size = weights.integer("group_size") if strategy == "group" else 0
+    if strategy == "group" and size not in GROUP_SIZES:
+        weights.refuse("group_size", size, "32, 64 or 128")
     return Scheme(
         targets=_names(group, "targets"),
         bits=4 if bits == 4 else 8,
-        group=weights.integer("group_size") if strategy == "group" else 0,
+        group=size,
         activation=_activation(group.section("input_activations")),
     )
 

@@ -18,14 +18,14 @@ STRIDE = 512
 
 
 class State:
-    """One sequence: its tokens so far are in the cache, `logits` [vocabulary] are for the next."""
+    """One sequence: its tokens so far are in the cache, `logits` [vocabulary] are for the next (NaN: unknown)."""
 
     def __init__(self, engine: Engine, sequence: _core.Sequence | None = None) -> None:
         self._engine = engine
         self._sequence = engine.model.sequence() if sequence is None else sequence
         self._tokens: list[int] = []
         self._token = np.empty(1, np.int64)
-        self._logits = np.empty((1, engine.vocabulary), np.float32)
+        self._logits = np.full((1, engine.vocabulary), np.nan, np.float32)
         self.logits: NDArray[np.float32] = self._logits[0]
 
     @property
@@ -37,11 +37,16 @@ class State:
         self._token[0] = token
         advance([(self, self._token, True)], self._logits)
 
-    def extend(self, tokens: NDArray[np.int64]) -> None:
-        """Compute several tokens, int64 [n]; the logits are those after the last."""
-        for start in range(0, len(tokens), STRIDE):
-            last = start + STRIDE >= len(tokens)
-            advance([(self, tokens[start : start + STRIDE], last)], self._logits)
+    def extend(self, tokens: Sequence[int] | NDArray[np.int64]) -> None:
+        """Compute several tokens, int64 [n]: all, or none where it raises; the logits are those after the last."""
+        tokens, before = np.ascontiguousarray(tokens, np.int64), self.length
+        try:
+            for start in range(0, len(tokens), STRIDE):
+                last = start + STRIDE >= len(tokens)
+                advance([(self, tokens[start : start + STRIDE], last)], self._logits)
+        except BaseException:
+            self.truncate(before)
+            raise
 
     def common(self, prompt: NDArray[np.int64]) -> int:
         """How many of these tokens `prompt` begins with, its last one never counted."""
@@ -52,12 +57,13 @@ class State:
     def rewind(self, prompt: NDArray[np.int64]) -> int:
         """Forget what `prompt` doesn't begin with, and its last token; returns what is kept."""
         kept = self.common(prompt)
-        self._sequence.truncate(kept)
-        del self._tokens[kept:]
+        self.truncate(kept)
         return kept
 
     def truncate(self, length: int) -> None:
         """Forget all tokens but the first `length`."""
+        if length < self.length:
+            self._logits.fill(np.nan)  # they came after another
         self._sequence.truncate(length)
         del self._tokens[length:]
 

@@ -12,7 +12,8 @@ import torch
 
 from ..engine.export import export
 from ..engine.lowering import Config, lower
-from ..errors import ModelError
+from ..engine.schemes import GROUP_SIZES
+from ..errors import GraphError, ModelError
 from ..modifiers import Session
 from ..progress import Progress
 from ..recipes import Recipe, Stage
@@ -146,6 +147,7 @@ class _Run:
         self.pared = Pared.load(ref, progress)
         if folder:  # it gets a graph at the end: better to say now that the engine can't run one
             lower(Config(config_values(self.pared.model), ref))
+            _check_group_sizes(recipe)
         self.stages: list[dict[str, Any]] = folder.stages if folder else []
         self.exam: Exam | None = None
         if (
@@ -289,6 +291,20 @@ class _Run:
         folder.announce(names)
         publish(staged, folder.output, folder.record["published"])
         folder.finish(evaluated=self.options.evaluate)
+
+
+def _check_group_sizes(recipe: Recipe) -> None:
+    """GraphError for weights in groups that the engine has no kernels for."""
+    for stage in recipe.stages:
+        for modifier in stage.modifiers:
+            groups = (getattr(modifier, "config_groups", None) or {}).values()
+            sizes = [getattr(modifier, "group_size", None), *(g.weights.group_size for g in groups)]
+            for size in sizes:
+                if size is not None and size not in GROUP_SIZES:
+                    raise GraphError(
+                        f"{stage.name}: {modifier.key()} has group_size {size}; the engine decodes groups of"
+                        f" {', '.join(map(str, GROUP_SIZES))}"
+                    )
 
 
 def _teachers(recipe: Recipe) -> list[str]:

@@ -61,6 +61,24 @@ def test_an_interrupt_leaves_sequences_as_they_were(
     assert np.array_equal(out, expected)
 
 
+def test_a_sequence_takes_all_tokens_or_none(engine: Engine) -> None:
+    state = engine.state()
+    assert np.isnan(state.logits).all()
+    state.extend([1, 2, 3])
+    assert np.array_equal(state.logits, engine.logits([1, 2, 3])[-1])
+    with pytest.raises(GraphError, match="context"):
+        state.extend(np.ones(engine.context, np.int64))
+    assert (state.length, state._tokens) == (3, [1, 2, 3])
+    state.append(4)
+    assert np.array_equal(state.logits, engine.logits([1, 2, 3, 4])[-1])
+
+
+def test_a_prompt_is_of_one_kind(engine: Engine) -> None:
+    assert engine.tokens(iter([1, 2])) == [1, 2]  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match="mixes messages and token ids"):
+        engine.generate([{"role": "user", "content": "x"}, 5])  # type: ignore[list-item]
+
+
 def test_a_batch_goes_on_after_an_interrupt(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

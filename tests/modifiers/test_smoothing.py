@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPTNeoXConfig,
@@ -40,6 +42,12 @@ def randomize_norms(model: nn.Module) -> nn.Module:
 def gemma() -> nn.Module:
     config = Gemma2Config(**SIZES, intermediate_size=64, num_key_value_heads=2, head_dim=8)
     return Gemma2ForCausalLM(config)
+
+
+def cohere() -> nn.Module:
+    """Attention and MLP side by side, behind one norm: nothing of the one reaches the other."""
+    config = CohereConfig(**SIZES, intermediate_size=64, num_key_value_heads=2)
+    return CohereForCausalLM(config)
 
 
 def neox() -> nn.Module:
@@ -84,6 +92,13 @@ LLAMA_PAIRS = {
             {
                 "input_layernorm": ["q_proj", "k_proj", "v_proj"],
                 "pre_feedforward_layernorm": ["gate_proj", "up_proj"],
+                **LINEAR_PAIRS,
+            },
+        ),
+        (
+            cohere,
+            {
+                "input_layernorm": ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"],
                 **LINEAR_PAIRS,
             },
         ),

@@ -155,6 +155,16 @@ def test_a_model_that_the_engine_does_not_know_is_refused_before_the_work(
     assert apply(made, evaluate=False).report["after"]["sparsity"] > 0.2  # in memory it works
 
 
+def test_groups_that_the_engine_cannot_decode_are_refused_before_the_work(
+    pico: Path, corpus: Path, tmp_path: Path
+) -> None:
+    quantize = stage(
+        corpus, {"Quantization": {"scheme": "W4A8", "group_size": 16, "ignore": ["lm_head"]}}
+    )
+    with pytest.raises(GraphError, match="Quantization has group_size 16; the engine .* 32, 64"):
+        apply(recipe(pico, quantize), output=tmp_path / "out", evaluate=False)
+
+
 def test_reporters_are_known_before_the_first_stage(pico: Path, corpus: Path) -> None:
     with pytest.raises(ModelError, match="report_to: csv is not known; use .*tensorboard"):
         apply(recipe(pico, stage(corpus, report_to=["csv"])), evaluate=False)
