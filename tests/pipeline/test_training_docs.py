@@ -1,4 +1,4 @@
-"""docs/training.md: its snippets are recipes."""
+"""docs/training.md and docs/quantization.md: their snippets are recipes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 
 from paring.recipes import Recipe
 
-PAGE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCKS, ONESHOT = (
+    re.findall(r"```yaml\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+    for name in ("training.md", "quantization.md")
+)
 DATA = "data: {dataset: x.txt}\n"
 TRAINING = "training: {epochs: 1, batch_size: 1, learning_rate: 1e-4}\n"
 
@@ -32,3 +35,15 @@ def test_there_are_snippets_of_every_kind() -> None:
     kinds = {snippet.split(":", 1)[0] for snippet in snippets()}
     assert kinds == {"modifiers", "data", "training"}
     assert len(snippets()) == 7
+
+
+@pytest.mark.parametrize("snippet", ONESHOT)
+def test_modifiers_in_one_pass_are_a_stage(snippet: str) -> None:
+    body = (DATA + snippet).replace("\n", "\n    ")
+    Recipe.parse(
+        f"version: 1\nstages:\n  - run: oneshot\n    {body}", source="docs/quantization.md"
+    )
+
+
+def test_the_page_has_snippets() -> None:
+    assert len(ONESHOT) == 5
