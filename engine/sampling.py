@@ -66,9 +66,7 @@ class Sampler:
             tokens = np.sort(np.argpartition(logits, -top_k)[-top_k:])
             logits = logits[tokens]
         # float32 is fast and as fine as the logits; sums are taken in float64.
-        with np.errstate(
-            over="ignore"
-        ):  # far below the greatest is minus infinity, and that is right
+        with np.errstate(over="ignore"):  # minus infinity is right far below the greatest
             scaled = (logits - logits.max()) / np.float32(self.sampling.temperature)
         weights = np.exp(scaled).astype(np.float64)
         if top_p < 1:

@@ -104,7 +104,7 @@ def _scheme(group: Config) -> Scheme:
         weights.refuse("num_bits", bits, "4 or 8")
     size = weights.integer("group_size") if strategy == "group" else 0
     if strategy == "group" and size not in GROUP_SIZES:
-        weights.refuse("group_size", size, "32, 64 or 128")
+        weights.refuse("group_size", size, f"one of {', '.join(map(str, GROUP_SIZES))}")
     return Scheme(
         targets=_names(group, "targets"),
         bits=4 if bits == 4 else 8,

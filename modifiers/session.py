@@ -127,9 +127,9 @@ class Session:
             return 1.0
         return self._windows[self._index(modifier)].progress(self.step)
 
-    def reached(self, modifier: Modifier, time: float) -> bool:
-        """Whether the clock is at or after a time, which is in the modifier's `unit`."""
-        return self.step >= to_step(time, per_unit(modifier.unit, self.steps_per_epoch))
+    def reached(self, modifier: Modifier, time: float, ahead: int = 0) -> bool:
+        """Whether the clock, or `ahead` steps later, is at or after a time, which is in the modifier's `unit`."""
+        return self.step + ahead >= to_step(time, per_unit(modifier.unit, self.steps_per_epoch))
 
     def is_active(self, modifier: Modifier) -> bool:
         """Whether the clock is inside the modifier's [start, end)."""

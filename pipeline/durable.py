@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-
-CHUNK = 1 << 20  # bytes read at a time
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
@@ -46,12 +43,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def file_fingerprint(file: Path) -> str:
-    """Hex digest of all that is in a file: training may change a few weights in its middle alone."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

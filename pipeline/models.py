@@ -17,13 +17,10 @@ from transformers.utils import logging
 from .. import zoo
 from ..errors import ModelError
 from ..progress import Progress
-from .durable import file_fingerprint
 from .stored_caches import round_caches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CHUNK = 1 << 20
 
 
 def load_model(
@@ -82,7 +79,7 @@ def model_fingerprint(ref: str | Path, progress: Progress | None = None) -> str:
         return digest.hexdigest()
     digest.update((place / "config.json").read_bytes())
     for file in sorted([*place.glob("*.safetensors"), *place.glob("*.bin")]):
-        digest.update(f"{file.name}:{file_fingerprint(file)}".encode())
+        digest.update(f"{file.name}:{zoo.sha256_of(file)}".encode())
     return digest.hexdigest()
 
 
@@ -134,11 +131,7 @@ def _folder(path: Path, progress: Progress | None) -> Path:
 
 def _unpacked(file: Path, progress: Progress | None) -> Path:
     """Hugging Face folder (float32) with the weights of a GGUF file, made once per content."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    final = Path(zoo.cache_dir()) / "unpacked" / f"{file.stem}-{digest.hexdigest()[:12]}"
+    final = Path(zoo.cache_dir()) / "unpacked" / f"{file.stem}-{zoo.sha256_of(file)[:12]}"
     if (final / "config.json").is_file():
         return final
     if progress:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .durable import file_fingerprint
+from ..zoo import sha256_of
 from .templates import Row
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def data_fingerprint(config: DataConfig) -> str:
             found.append("")
             continue
         with _told(file):
-            found.append(file_fingerprint(file))
+            found.append(sha256_of(file))
     return " ".join(found).strip()
 
 

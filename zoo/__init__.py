@@ -5,7 +5,7 @@ from __future__ import annotations
 from .catalog import Card, ModelCard, TextCard, card, cards
 from .corpus import texts
 from .download import fetch, where
-from .store import cache_dir, lock, transaction
+from .store import cache_dir, lock, sha256_of, transaction
 
 __all__ = [
     "Card",
@@ -16,6 +16,7 @@ __all__ = [
     "cards",
     "fetch",
     "lock",
+    "sha256_of",
     "texts",
     "transaction",
     "where",

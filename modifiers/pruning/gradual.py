@@ -151,7 +151,9 @@ class _GradualPruning(Modifier):
             mask = mask if held is None else mask & held.to(mask.device)
             session.masks.hold(name, mask)
             if name.removesuffix(".weight") in session.quantization:
-                weights[name].masked_fill_(~mask, 0)  # those kept stay on their integer grid
+                _GradualPruning.remove(
+                    self, name, weights[name], mask
+                )  # those kept stay on their grid
             else:
                 self.remove(name, weights[name], mask)
         removed = sum(int((~mask).sum()) for mask in masks.values())

@@ -34,10 +34,7 @@ class Problem:
         ordered = matrix if order is None else matrix[order][:, order]
         factor = inverse_factor(ordered, dampening_frac)
         damped = matrix.clone()
-        dead = (
-            damped.diagonal() == 0
-        )  # inputs that were always zero, as `inverse_factor` takes them
-        damped.diagonal()[dead] = 1.0
+        damped.diagonal()[damped.diagonal() == 0] = 1.0  # as `inverse_factor` takes dead inputs
         damped.diagonal().add_(factor.dampening * float(matrix.diagonal().mean()))
         return cls(matrix.diagonal() / gram.tokens, damped, factor.upper, order)
 

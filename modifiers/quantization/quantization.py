@@ -12,7 +12,6 @@ from pydantic import Field, PrivateAttr, model_validator
 from ...errors import ModelError
 from ..base import Modifier
 from ..blocks import Stream
-from ..schedule import per_unit, to_step
 from .aware import AwareLinear
 from .by_scheme import _SchemeQuantization, linear_of
 from .histogram import static_observers
@@ -97,7 +96,7 @@ class Quantization(_SchemeQuantization):
     def on_step(self, session: Session, optimizer: torch.optim.Optimizer) -> None:
         """The next forward is one step later."""
         for aware in self._aware.values():
-            aware.observing = not self._frozen(session, session.step + 1)
+            aware.observing = not self._frozen(session, ahead=1)
 
     def on_end(self, session: Session) -> None:
         frozen = self._frozen(session)
@@ -112,11 +111,9 @@ class Quantization(_SchemeQuantization):
         session.section(self)["layers"] = counts
         self._aware.clear()
 
-    def _frozen(self, session: Session, step: int | None = None) -> bool:
-        if self.freeze_observer is None:
-            return False
-        due = to_step(self.freeze_observer, per_unit(self.unit, session.steps_per_epoch))
-        return (session.step if step is None else step) >= due
+    def _frozen(self, session: Session, ahead: int = 0) -> bool:
+        freeze = self.freeze_observer
+        return freeze is not None and session.reached(self, freeze, ahead)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -15,10 +15,10 @@ from paring.errors import DataError, GraphError, ModelError
 from paring.modifiers import Session, registry
 from paring.pipeline import load_model
 from paring.pipeline.apply import apply
-from paring.pipeline.durable import file_fingerprint
 from paring.pipeline.lora import adapters
 from paring.pipeline.train import check_packing
 from paring.recipes import DataConfig, LoraConfig, Recipe, Stage, TrainingConfig
+from paring.zoo import sha256_of
 
 
 def stage(corpus: Path, *modifiers: dict[str, Any], **training: Any) -> Stage:
@@ -92,10 +92,10 @@ def test_a_fingerprint_sees_the_middle_of_a_large_file(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     tensors = {"w": torch.zeros(2**20)}
     save_file(tensors, file)
-    before = file_fingerprint(file)
+    before = sha256_of(file)
     tensors["w"][2**19] = 1
     save_file(tensors, file)
-    assert file_fingerprint(file) != before
+    assert sha256_of(file) != before
 
 
 def test_a_loss_that_is_no_number_ends_the_run(pico: Path, corpus: Path) -> None:
