@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from ...errors import ModelError, TargetError
 from ...progress import Progress
 from ..blocks import Stream
 from ..precision import fast_float32
@@ -40,7 +42,8 @@ def layer_costs(
 ) -> list[LayerCost]:
     """All Linears in the decoder blocks that `scheme` targets, in the model's order; the model stays as it is.
 
-    calibration: int64 [samples, length]. ModelError when the scheme's groups do not divide a layer.
+    calibration: int64 [samples, length]. Raises ModelError when the scheme's groups do not divide a layer or a score is
+    no finite number, TargetError when no decoder block has a Linear that is meant.
     """
     found: list[LayerCost] = []
     stream = Stream(model, calibration)
@@ -54,12 +57,20 @@ def layer_costs(
             ranges = input_range(block, schemes)
             errors = output_error(block, schemes)
             noises = noise(block, schemes)
-            found += [
-                LayerCost(name, linear.weight.numel(), ranges[name], errors[name], noises[name])
-                for name, linear in linears.items()
-            ]
+            for name, linear in linears.items():
+                scores = ranges[name], errors[name], noises[name]
+                if not all(map(math.isfinite, scores)):
+                    raise ModelError(
+                        f"{name}: its inputs or weights are not finite; check the model and its data type"
+                    )
+                found.append(LayerCost(name, linear.weight.numel(), *scores))
             if progress:
                 progress("analyze", index + 1, len(stream.blocks))
+    if not found:
+        kinds = sorted({type(module).__name__ for module in model.modules()})
+        raise TargetError(
+            f"no decoder block has a Linear to quantize; the model's modules are {', '.join(kinds)}"
+        )
     return found
 
 

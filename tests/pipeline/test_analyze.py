@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from paring.cli import application
-from paring.errors import DataError, ModelError, ParingError, RecipeError
+from paring.errors import DataError, ModelError, ParingError, RecipeError, TargetError
 from paring.modifiers.analysis.layers import layer_costs, short_names
 from paring.modifiers.quantization.schemes import preset
 from paring.recipes import Recipe
@@ -119,6 +119,26 @@ def test_bad_input_is_told(pico, data, tmp_path):
         analyze(tmp_path / "none", *data)
     for options in (("--top", 0), ("--samples", 0), ("--by", "magic"), ("--scheme", "W2A2")):
         assert analyze(pico, *options).exit_code == 2
+
+
+@pytest.mark.parametrize("broken", ["weights", "inputs"])
+def test_a_model_that_is_not_finite_has_no_ranking(pico, broken):
+    model = AutoModelForCausalLM.from_pretrained(pico).eval()
+    block = model.model.layers[1]
+    part = block.mlp.down_proj if broken == "weights" else block.post_attention_layernorm
+    with torch.no_grad():
+        part.weight[0] = float("nan")
+    tokens = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ModelError, match="finite"):
+        layer_costs(model, tokens, preset("W8A8", ["Linear"], dynamic=False))
+
+
+def test_a_model_without_linears_is_told():
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=300, n_positions=64)
+    model = GPT2LMHeadModel(config).eval()
+    tokens = torch.randint(0, 300, (4, 16), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(TargetError, match=r"no decoder block has a Linear.*Conv1D"):
+        layer_costs(model, tokens, preset("W8A8", ["Linear"]))
 
 
 def test_short_names():
