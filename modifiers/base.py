@@ -53,6 +53,8 @@ class Modifier(BaseModel):
     """True: `on_block` asks for `block.reference_outputs()`, of the model as it was before the pass."""
     transient: ClassVar[frozenset[str]] = frozenset()
     """Private attributes that `state_dict` leaves out because `on_initialize` makes them again."""
+    trains_weights: ClassVar[bool] = False
+    """True: in a training stage it needs the weights themselves trained, which `lora` freezes."""
     timing: ClassVar[frozenset[str]] = frozenset({"start", "end", "update_frequency", "unit"})
     """The fields that are about time; a one-shot stage, which has none, refuses them."""
 

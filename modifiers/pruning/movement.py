@@ -22,6 +22,7 @@ class MovementPruning(_GradualPruning):
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"train"})
+    trains_weights: ClassVar[bool] = True
 
     _scores: dict[str, torch.Tensor] = PrivateAttr(default_factory=dict)
 

@@ -25,6 +25,7 @@ class OBSPruning(_GradualPruning):
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"train"})
+    trains_weights: ClassVar[bool] = True
 
     fisher_block_size: int = Field(default=8, ge=1, le=256)
     """Consecutive weights of a matrix whose curvatures are taken together."""

@@ -37,6 +37,7 @@ class Quantization(_SchemeQuantization):
     At `end` the weights are put on their grid, exactly, and are trained no more.
     """
 
+    trains_weights: ClassVar[bool] = True
     timing: ClassVar[frozenset[str]] = Modifier.timing | {"freeze_observer"}
     transient: ClassVar[frozenset[str]] = frozenset({"_aware"})
 

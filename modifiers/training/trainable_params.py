@@ -23,6 +23,7 @@ class TrainableParams(Modifier):
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"train"})
+    trains_weights: ClassVar[bool] = True
     transient: ClassVar[frozenset[str]] = frozenset({"_frozen"})
 
     trainable: bool = False

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import PrivateAttr
 
-from paring.errors import ModelError
+from paring.errors import ModelError, RecipeError
 from paring.modifiers import Masks, Modifier, Session, registry
 from paring.pipeline import load_model
 from paring.pipeline.apply import ApplyResult, apply
@@ -132,6 +132,26 @@ def test_recomputed_activations_change_nothing(pico: Path, corpus: Path) -> None
     plain, saving = (run(pico, corpus, saving=saving)[0] for saving in (False, True))
     logs = [result.report["stages"][1]["log"] for result in (plain, saving)]
     assert [e["loss"] for e in logs[0]] == pytest.approx([e["loss"] for e in logs[1]], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "modifier",
+    ["Quantization: {}", "TrainableParams: {targets: [Linear]}"]
+    + [f"{name}: {{final_sparsity: 0.5}}" for name in ("MovementPruning", "OBSPruning")],
+)
+def test_what_trains_weights_needs_a_stage_without_it(modifier: str) -> None:
+    text = """
+version: 1
+model: zoo:pico
+stages:
+  - run: train
+    data: {dataset: zoo:python-docs}
+    training: {epochs: 1, batch_size: 1, learning_rate: 1e-4%s}
+    modifiers: [%s]
+"""
+    Recipe.parse(text % ("", modifier))
+    with pytest.raises(RecipeError, match=r"8:\d+: \w+ needs the weights trained, which lora freezes"):
+        Recipe.parse(text % (", lora: {r: 4}", modifier))
 
 
 def test_what_is_missing_is_told(pico: Path, monkeypatch: pytest.MonkeyPatch) -> None:
