@@ -339,7 +339,10 @@ def _modifier_mistakes(stage: Stage, modifier: Modifier) -> Mistakes:
     if stage.training is None:
         return
     if modifier.trains_weights and stage.training.lora is not None:
-        yield (), f"{name} needs the weights trained, which lora freezes; give each a stage of its own"
+        yield (
+            (),
+            f"{name} needs the weights trained, which lora freezes; give each a stage of its own",
+        )
     # How many steps a stage has is known here only if it says so; the session checks it again.
     steps = modifier.unit == "steps"
     length = stage.training.max_steps if steps else stage.training.epochs

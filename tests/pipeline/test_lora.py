@@ -150,7 +150,9 @@ stages:
     modifiers: [%s]
 """
     Recipe.parse(text % ("", modifier))
-    with pytest.raises(RecipeError, match=r"8:\d+: \w+ needs the weights trained, which lora freezes"):
+    with pytest.raises(
+        RecipeError, match=r"8:\d+: \w+ needs the weights trained, which lora freezes"
+    ):
         Recipe.parse(text % (", lora: {r: 4}", modifier))
 
 
