@@ -242,14 +242,14 @@ public:
     }
 
     Model finish(const py::list& ops, int64_t vocabulary, int64_t hidden, int64_t context,
-                 int64_t caches, const std::string& kv, int threads) {
+                 int64_t caches, const std::string& kv, int threads, bool pin) {
         graph().sizes = {vocabulary, hidden, context, caches};
         graph().ops = ops_from(ops);
         const auto type = choose<ops::KvType>(
             "cache type", kv,
             {{"f32", ops::KvType::f32}, {"f16", ops::KvType::f16}, {"int8", ops::KvType::int8}});
         auto decoder = std::make_unique<Decoder>(std::move(graph_), kernels_, kernels_.features,
-                                                 type, threads);
+                                                 type, threads, pin);
         // A decoder may die without the interpreter's lock; what it borrows may not.
         PyObject* borrowed = borrowed_.release().ptr();
         return {std::shared_ptr<Decoder>(decoder.release(), [borrowed](Decoder* dying) {
@@ -327,5 +327,5 @@ PYBIND11_MODULE(_core, module) {
         .def("table", &Loader::table, py::arg("name"), py::arg("matrix"))
         .def("finish", &Loader::finish, py::kw_only(), py::arg("ops"), py::arg("vocabulary"),
              py::arg("hidden"), py::arg("context"), py::arg("caches"), py::arg("kv"),
-             py::arg("threads"));
+             py::arg("threads"), py::arg("pin"));
 }

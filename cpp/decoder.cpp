@@ -20,12 +20,12 @@ size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 }  // namespace
 
 Decoder::Decoder(std::unique_ptr<const Graph> graph, const kernels::KernelRow& kernels,
-                 uint32_t features, ops::KvType kv, int threads)
+                 uint32_t features, ops::KvType kv, int threads, bool pin)
     : graph_(std::move(graph)),
       kernels_(kernels),
       ops_(ops::select_ops(features)),
       kv_(kv),
-      pool_(threads),
+      pool_(threads, pin),
       plan_(make_plan(*graph_, kv, threads)) {
     allocate();
 }

@@ -19,7 +19,7 @@ class Decoder {
 public:
     // Throws Fault when the graph is not valid.
     Decoder(std::unique_ptr<const Graph> graph, const kernels::KernelRow& kernels,
-            uint32_t features, ops::KvType kv, int threads);
+            uint32_t features, ops::KvType kv, int threads, bool pin);
 
     // An empty sequence.
     std::shared_ptr<Cache> new_cache() const;

@@ -1,6 +1,9 @@
 #include "threads.h"
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -48,6 +51,26 @@ void in_child() {
 void watch_forks() {
     static const int once = pthread_atfork(before_fork, after_fork, in_child);
     (void)once;
+}
+
+// The CPUs for so many pinned threads, in order.
+std::vector<int> pinned_cpus(int threads) {
+    std::vector<int> cpus;
+#if defined(__linux__)
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    require(sched_getaffinity(0, sizeof allowed, &allowed) == 0,
+            "pin: the system does not tell which CPUs the process may use; leave it out");
+    for (int cpu = 0; cpu < CPU_SETSIZE && static_cast<int>(cpus.size()) < threads; ++cpu)
+        if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
+    require(static_cast<int>(cpus.size()) == threads,
+            "pin needs a CPU for each of " + std::to_string(threads) + " threads, but the process may use " +
+                std::to_string(cpus.size()) + "; ask for fewer threads, or leave pin out");
+#else
+    (void)threads;
+    require(false, "pin works on Linux alone; leave it out");
+#endif
+    return cpus;
 }
 
 inline void relax() {
@@ -139,10 +162,11 @@ struct Pool::State {
     }
 };
 
-Pool::Pool(int threads) : threads_(threads), active_(threads) {
+Pool::Pool(int threads, bool pin) : threads_(threads), active_(threads) {
     require(threads >= 1 && threads <= kMaxThreads, "threads is " + std::to_string(threads) +
                                                         "; give 1 to " +
                                                         std::to_string(kMaxThreads));
+    if (pin) cpus_ = pinned_cpus(threads);
     watch_forks();
     start();
 }
@@ -163,12 +187,25 @@ void Pool::start() {
     state->forks_seen = forks.load(std::memory_order_relaxed);
     state_ = state;
     try {
-        for (int thread = 1; thread < threads_; ++thread)
+        for (int thread = 1; thread < threads_; ++thread) {
             state->workers[static_cast<std::size_t>(thread - 1)].thread =
                 std::thread([state, thread] { state->work(thread); });
+            if (!cpus_.empty()) pin_worker(thread);
+        }
     } catch (const std::system_error&) {
         // The system allows no more threads; those that started are enough to be right.
     }
+}
+
+// A CPU may have gone since the pool was made; the worker then runs wherever the system puts it.
+void Pool::pin_worker([[maybe_unused]] int thread) {
+#if defined(__linux__)
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(cpus_[static_cast<std::size_t>(thread)], &only);
+    auto& worker = state_->workers[static_cast<std::size_t>(thread - 1)].thread;
+    pthread_setaffinity_np(worker.native_handle(), sizeof only, &only);
+#endif
 }
 
 std::unique_lock<std::mutex> Pool::enter() {

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdint>
 #include <mutex>
+#include <vector>
 
 namespace paring {
 
@@ -13,8 +14,9 @@ namespace paring {
 // uses fewer workers for a while. Results must therefore not depend on which thread runs a unit.
 class Pool {
 public:
-    // `threads` counts the calling thread; 1 makes every job run in place.
-    explicit Pool(int threads);
+    // `threads` counts the calling thread; 1 makes every job run in place. With `pin` worker i stays on
+    // the i-th CPU that the process may use, and the first is left to whoever calls.
+    explicit Pool(int threads, bool pin = false);
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
@@ -42,11 +44,13 @@ private:
     using Task = void (*)(const void* context, int64_t unit, int thread);
 
     void start();
+    void pin_worker(int thread);
     void fork_join(Task task, const void* context, int64_t units);
     bool alone();
     void weigh(Clock::duration spent, Clock::duration lost);
 
     int threads_;
+    std::vector<int> cpus_;  // of the threads; empty if they are not pinned
     State* state_ = nullptr;
     int active_;  // threads that take part now, the caller included
     Clock::time_point resting_until_;

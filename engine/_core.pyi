@@ -65,4 +65,5 @@ class Loader:
         caches: int,
         kv: str,
         threads: int,
+        pin: bool,
     ) -> Model: ...

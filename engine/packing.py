@@ -20,9 +20,15 @@ KvType: TypeAlias = Literal["auto", "f32", "f16", "int8"]
 
 
 def pack(
-    graph: Graph, *, threads: int, kernels: str, cache: KvType, progress: Progress | None = None
+    graph: Graph,
+    *,
+    threads: int,
+    kernels: str,
+    cache: KvType,
+    pin: bool = False,
+    progress: Progress | None = None,
 ) -> _core.Model:
-    """The model that runs `graph` with `threads` threads.
+    """The model that runs `graph` with `threads` threads, each on a CPU of its own with `pin`.
 
     cache: how keys and values are kept; "auto" is int8 if the graph has calibrated scales for it,
     and else f16 if any matrix is quantized: rounding to int8 hides that to f16, and the cache is
@@ -53,6 +59,7 @@ def pack(
         caches=model.caches,
         kv=_kv_type(graph) if cache == "auto" else cache,
         threads=threads,
+        pin=pin,
     )
 
 

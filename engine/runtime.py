@@ -29,10 +29,12 @@ class Engine:
     """A loaded graph. Safe to use from several threads, which take turns at the CPU.
 
     threads: how many to compute with, the calling one included; None = the CPUs this process may
-    use. kernels: "auto" or a row of `info()["rows"]`. cache: keys and values are kept in "f32",
-    "f16" or "int8" (by the checkpoint's calibrated scales, else by the largest value of each token
-    and head); "auto" takes int8 when the checkpoint was calibrated for it, else f16 when any
-    matrix is quantized, else f32.
+    use. pin: each of the others stays on one of these CPUs, and the first of them is left to the
+    caller; for machines whose system moves threads about, and for Linux alone.
+    kernels: "auto" or a row of `info()["rows"]`. cache: keys and values are kept in "f32", "f16" or
+    "int8" (by the checkpoint's calibrated scales, else by the largest value of each token and
+    head); "auto" takes int8 when the checkpoint was calibrated for it, else f16 when any matrix is
+    quantized, else f32.
     Raises GraphError when the graph is not sound or can't run here.
     """
 
@@ -43,9 +45,12 @@ class Engine:
         kernels: str = "auto",
         *,
         cache: KvType = "auto",
+        pin: bool = False,
         progress: Progress | None = None,
     ) -> None:
         began = time.perf_counter()
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            raise GraphError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}")
         self.graph = graph
         self.context = graph.model.context
         self.vocabulary = graph.model.vocab_size
@@ -56,6 +61,7 @@ class Engine:
             threads=available_cpus() if threads is None else threads,
             kernels=kernels,
             cache=cache,
+            pin=pin,
             progress=progress,
         )
         self._load_seconds = time.perf_counter() - began
@@ -68,11 +74,12 @@ class Engine:
         kernels: str = "auto",
         *,
         cache: KvType = "auto",
+        pin: bool = False,
         progress: Progress | None = None,
     ) -> Engine:
         """The engine for a folder with graph.json, or for the checkpoint folder above it."""
         began = time.perf_counter()
-        engine = cls(read_graph(path), threads, kernels, cache=cache, progress=progress)
+        engine = cls(read_graph(path), threads, kernels, cache=cache, pin=pin, progress=progress)
         engine._load_seconds = time.perf_counter() - began
         return engine
 
@@ -267,6 +274,9 @@ class Engine:
             "bytes": packed["bytes"],
             "sparsity": 1 - matrix.nonzeros / (packed["rows"] * packed["columns"]),
         }
+
+
+MAX_THREADS = 1024  # of the core's pool
 
 
 def available_cpus() -> int:

@@ -207,6 +207,7 @@ def test_a_loader_takes_each_name_once_and_finishes_once() -> None:
             caches=0,
             kv="f32",
             threads=1,
+            pin=False,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -272,9 +273,12 @@ def test_use_after_close(engine: Engine) -> None:
 
 
 def test_bad_settings(engine: Engine, tmp_path: Path) -> None:
-    for how in ({"kernels": "sse9"}, {"threads": 0}, {"threads": 10**6}, {"cache": "f8"}):
+    for how in ({"kernels": "sse9"}, {"cache": "f8"}):
         with pytest.raises(GraphError):
             Engine(engine.graph, **how)  # type: ignore[arg-type]
+    for threads in (0, 10**6, 2**31, 1.5, True, "2"):
+        with pytest.raises(GraphError, match="give a whole number from 1 to 1024"):
+            Engine(engine.graph, threads)  # type: ignore[arg-type]
     with pytest.raises(GraphError, match=r"no graph\.json"):
         Engine.load(tmp_path)
 
@@ -301,6 +305,22 @@ def test_engines_and_threads_do_not_disturb_each_other(engine: Engine) -> None:
     for user in users:
         user.join()
     assert wrong == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity")
+def test_pinned_workers_stay_on_their_cpus(engine: Engine) -> None:
+    def tasks() -> set[int]:
+        return {int(name) for name in os.listdir("/proc/self/task")}
+
+    cpus = sorted(os.sched_getaffinity(0))
+    before = tasks()
+    pinned = Engine(engine.graph, len(cpus), pin=True)
+    assert np.array_equal(pinned.logits(TOKENS), engine.logits(TOKENS))
+    places = [os.sched_getaffinity(task) for task in tasks() - before]
+    assert sorted(map(sorted, (p for p in places if len(p) == 1))) == [[cpu] for cpu in cpus[1:]]
+    assert os.sched_getaffinity(0) == set(cpus)  # the caller's thread is the caller's
+    with pytest.raises(GraphError, match="pin needs a CPU for each of"):
+        Engine(engine.graph, len(cpus) + 1, pin=True)
 
 
 FORK = """
