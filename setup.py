@@ -29,6 +29,10 @@ BASELINE = ("-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-p
 # Python's own flags ask for debugging symbols, which make the library ten times larger.
 SYMBOLS = () if "-g" in os.environ.get("CXXFLAGS", "").split() else ("-g0",)
 WARNINGS = ("-Wall", "-Wextra")
+# For tests/engine/sanitized_core.py: all of the core under the address and undefined sanitizers.
+SANITIZE = os.environ.get("PARING_SANITIZE") == "1"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+CHECKED = ("-O1", "-g1", *SANITIZERS) if SANITIZE else ()
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (
@@ -94,7 +98,7 @@ class BuildKernels(build_ext):
             self.compiler.link_shared_object(
                 objects,
                 self.get_ext_fullpath(ext.name),
-                extra_postargs=["-pthread"],
+                extra_postargs=["-pthread", *(SANITIZERS if SANITIZE else ())],
                 target_lang="c++",
             )
 
@@ -108,7 +112,8 @@ class BuildKernels(build_ext):
     def compile_source(self, ext: Extension, source: str) -> str:
         """Object file of a source, compiled unless it is newer than all that was read for it."""
         name = instruction_set(source)
-        flags = [*BASELINE, *SYMBOLS, *WARNINGS, *(INSTRUCTION_SETS[name][1] if name else ())]
+        flags = [*BASELINE, *SYMBOLS, *WARNINGS, *CHECKED]
+        flags += INSTRUCTION_SETS[name][1] if name else ()
         command = [*self.compiler.compiler_so_cxx, *flags, repr(ext.define_macros)]
         # One folder per command line: changed flags or variables never meet old objects.
         folder = Path(self.build_temp, hashlib.sha256(repr(command).encode()).hexdigest()[:12])

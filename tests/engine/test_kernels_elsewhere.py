@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 
-def load() -> Any:
-    path = Path(__file__).with_name("kernel_rows.py")
-    spec = importlib.util.spec_from_file_location("kernel_rows", path)
+def load(name: str) -> Any:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["kernel_rows"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
-kernel_rows = load()
+kernel_rows = load("kernel_rows")
 
 
 @pytest.mark.skipif(
@@ -39,6 +39,19 @@ def test_every_row_agrees_with_reference_elsewhere(name: str) -> None:
     found = kernel_rows.digests(name)
     assert len(found) >= 2
     assert len(set(found.values())) == 1, found
+
+
+@pytest.mark.skipif(
+    "PARING_SLOW_TESTS" not in os.environ, reason="set PARING_SLOW_TESTS=1 (make test-elsewhere)"
+)
+def test_the_engine_under_sanitizers() -> None:
+    lacking = kernel_rows.missing("sanitize")
+    if lacking:
+        pytest.skip(lacking)
+    done = load("sanitized_core").run(["tests/engine", "--ignore=tests/engine/test_kernels.py"])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "core: " in done.stdout
+    assert " passed" in done.stdout
 
 
 def test_a_source_belongs_to_its_longest_set() -> None:
