@@ -15,7 +15,7 @@ from .console import errors
 COMMANDS = (
     *("apply", "generate", "chat", "serve"),
     *("list", "show", "copy", "validate", "plan", "schema", "convert"),
-    *("analyze", "eval", "bench", "export"),
+    *("analyze", "write", "eval", "bench", "export"),
     "zoo",
 )
 
