@@ -34,7 +34,9 @@ from paring.engine.protocol import measure
 from paring.modifiers import registry
 from paring.pipeline import load_model
 from paring.pipeline.data import training_examples
+from paring.pipeline.durable import write_text
 from paring.pipeline.examples import collate
+from paring.pipeline.own_text import write_texts
 from paring.pipeline.pared import Pared
 from paring.pipeline.train import run_training
 from paring.recipes import DataConfig, TrainingConfig
@@ -46,6 +48,7 @@ W8A8 = [
     {"SmoothQuant": {"smoothing_strength": "auto", "ignore": ["lm_head"]}},
     {"GPTQ": {"scheme": "W8A8", "ignore": ["lm_head"]}},
 ]
+OWN_TEXTS = 160  # of 320 tokens
 CALIBRATION = {"samples": 16, "length": 512}
 ROUNDS, TIMED, WARM = 3, 12, 3  # rounds of each loop in turn, steps timed in one, steps before
 
@@ -102,7 +105,7 @@ def run_w8a8(
     base = folder_of(name, cases, options)
     data = cases[case.get("same", name)].get("stages", cases["prune-50"]["stages"])[-1]["data"]
     quantize = {"run": "oneshot", "modifiers": W8A8, "data": {**data, **CALIBRATION}}
-    output = Path(options.work / (name + QUANTIZED))
+    output = Path(options.work / (case.get("same", name) + QUANTIZED))
     apply(
         recipe_of(name, str(base), [quantize], options),
         output=output,
@@ -131,6 +134,7 @@ def recipe_of(
     name: str, model: str, stages: list[Any], options: argparse.Namespace, teacher: str = ""
 ) -> Recipe:
     args = {
+        "own": str(own_text(options)),
         "text": str(options.data / "wikitext-2/calibration.txt"),
         "problems": str(options.data / "gsm8k/train.jsonl"),
         "dense": options.model,
@@ -140,6 +144,16 @@ def recipe_of(
     }
     document = {"version": 1, "model": model, "args": args, "stages": stages}
     return Recipe.parse(yaml.safe_dump(document), source=name)
+
+
+def own_text(options: argparse.Namespace) -> Path:
+    """What the dense model writes by itself, made once."""
+    file: Path = options.work / "own.jsonl"
+    if not file.exists():
+        model, tokenizer = load_model(options.model)
+        texts = write_texts(model, tokenizer, OWN_TEXTS, progress=report)
+        write_text(file, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return file
 
 
 class _Clock(TrainerCallback):
@@ -217,6 +231,11 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def quantizes(name: str, cases: dict[str, Any]) -> bool:
+    """Whether a case is measured with W8A8 too: what a comparison was asked of, losses aside."""
+    return "against" in cases.get(name, {}) and not name.startswith("loss-")
+
+
 def between(times: list[float]) -> list[float]:
     """Seconds of each step after those that warm up."""
     return [after - before for before, after in pairwise(times[WARM:])]
@@ -290,7 +309,7 @@ def main() -> None:
     known = {row["case"] for row in rows(options.results)}
     for name in (each for case in options.cases for each in (case, case + QUANTIZED)):
         case = name.removesuffix(QUANTIZED)
-        if (name in known and not options.again) or name == OVERHEAD + QUANTIZED:
+        if (name in known and not options.again) or (name != case and not quantizes(case, cases)):
             continue
         if case == OVERHEAD:
             result = overhead(options)
