@@ -21,7 +21,7 @@ demo: build
 test: build lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-# Minutes: kernel rows for Arm under qemu, and all rows of this machine under sanitizers.
+# Minutes: kernel rows for Arm under qemu, and under sanitizers all rows of this machine and the tests of the engine.
 test-elsewhere: build
 	PARING_SLOW_TESTS=1 $(BIN)/python -m pytest -rs tests/engine/test_kernels_elsewhere.py
 
