@@ -48,7 +48,7 @@ def test_the_engine_under_sanitizers() -> None:
     lacking = kernel_rows.missing("sanitize")
     if lacking:
         pytest.skip(lacking)
-    done = load("sanitized_core").run(["tests/engine", "--ignore=tests/engine/test_kernels.py"])
+    done = load("sanitized_core").run(["tests/engine"])
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "core: " in done.stdout
     assert " passed" in done.stdout
