@@ -34,9 +34,8 @@ from paring.engine.protocol import measure
 from paring.modifiers import registry
 from paring.pipeline import load_model
 from paring.pipeline.data import training_examples
-from paring.pipeline.durable import write_text
 from paring.pipeline.examples import collate
-from paring.pipeline.own_text import write_texts
+from paring.pipeline.own_text import store_texts, write_texts
 from paring.pipeline.pared import Pared
 from paring.pipeline.train import run_training
 from paring.recipes import DataConfig, TrainingConfig
@@ -103,9 +102,10 @@ def run_w8a8(
 ) -> dict[str, Any]:
     """The case's checkpoint as the shipped recipes quantize it, calibrated on some of what it was trained on."""
     base = folder_of(name, cases, options)
-    data = cases[case.get("same", name)].get("stages", cases["prune-50"]["stages"])[-1]["data"]
+    same = case.get("same", name)
+    data = cases[same]["stages"][-1]["data"]
     quantize = {"run": "oneshot", "modifiers": W8A8, "data": {**data, **CALIBRATION}}
-    output = Path(options.work / (case.get("same", name) + QUANTIZED))
+    output = Path(options.work / (same + QUANTIZED))
     apply(
         recipe_of(name, str(base), [quantize], options),
         output=output,
@@ -134,7 +134,7 @@ def recipe_of(
     name: str, model: str, stages: list[Any], options: argparse.Namespace, teacher: str = ""
 ) -> Recipe:
     args = {
-        "own": str(own_text(options)),
+        "own": str(own_text(options)) if "${own}" in str(stages) else "",  # takes minutes to write
         "text": str(options.data / "wikitext-2/calibration.txt"),
         "problems": str(options.data / "gsm8k/train.jsonl"),
         "dense": options.model,
@@ -151,8 +151,7 @@ def own_text(options: argparse.Namespace) -> Path:
     file: Path = options.work / "own.jsonl"
     if not file.exists():
         model, tokenizer = load_model(options.model)
-        texts = write_texts(model, tokenizer, OWN_TEXTS, progress=report)
-        write_text(file, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        store_texts(file, write_texts(model, tokenizer, OWN_TEXTS, progress=report))
     return file
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
@@ -38,9 +37,8 @@ def write(
         raise DataError(f"--output {output}: the texts become a .jsonl file; name it so")
     if not output.parent.is_dir():
         raise DataError(f"--output {output}: no folder {output.parent}; make it first")
-    from ..pipeline.durable import write_text
     from ..pipeline.models import load_model
-    from ..pipeline.own_text import write_texts
+    from ..pipeline.own_text import store_texts, write_texts
 
     with progress() as report:
         network, tokenizer = load_model(model, report)
@@ -54,6 +52,5 @@ def write(
             seed=seed,
             progress=report,
         )
-    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in written]
-    write_text(output, "\n".join(rows) + "\n")
+    store_texts(output, written)
     typer.echo(f"✓ {output}: {texts} texts, {texts * length} tokens")

@@ -40,7 +40,7 @@ def pack(
     for name, tensor in graph.tensors.items():
         if isinstance(tensor, Vector):
             loader.vector(name, graph.parts(name)["values"])
-    with ThreadPoolExecutor(min(max(threads, 1), PACKERS)) as pool:
+    with ThreadPoolExecutor(min(threads, PACKERS)) as pool:
         running = [pool.submit(_pack_one, loader, graph, name, use) for name, use in jobs]
         try:
             for done, job in enumerate(as_completed(running)):

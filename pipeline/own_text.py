@@ -6,7 +6,9 @@ but the opening of a user's turn writes question and answer (Magpie, Xu et al. 2
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from transformers import GenerationConfig
 
 from ..errors import ModelError
 from ..progress import Progress
+from .durable import write_text
 from .models import quiet_transformers
 
 TOGETHER = 16  # texts written side by side
@@ -35,11 +38,11 @@ def write_texts(
 ) -> list[str]:
     """`count` texts of `length` tokens each, which end where the tokens do, not where the model would.
 
-    Every second text of a model with a chat template begins in a user's turn, the others at the beginning of a
+    Every second batch of a model with a chat template begins in a user's turn, the others at the beginning of a
     document. The same seed gives the same texts. Raises ModelError when the model has no token to begin with, is too
     short for `length`, or its logits are not finite.
     """
-    openings = [opening for opening in _openings(tokenizer) if opening]
+    openings = list(_openings(tokenizer))
     if not openings:
         raise ModelError("the tokenizer has no token to begin or end a text, and no chat template")
     longest = max(map(len, openings)) + length
@@ -77,15 +80,18 @@ def write_texts(
     return texts
 
 
+def store_texts(file: Path, texts: list[str]) -> None:
+    """As rows with the column `text`, JSON Lines."""
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    write_text(file, "\n".join(rows) + "\n")
+
+
 def _openings(tokenizer: Any) -> Iterator[list[int]]:
     """Token ids that a document, and a user's turn, begin with."""
     # What stood between documents in pretraining; tuning for chat often makes other tokens the first and last.
     separator = tokenizer.get_vocab().get("<|endoftext|>")
-    first = next(
-        (t for t in (separator, tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None),
-        None,
-    )
-    yield [] if first is None else [first]
+    firsts = (separator, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    yield from [[token] for token in firsts if token is not None][:1]
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
         yield tokenizer(text.partition(MARK)[0], add_special_tokens=False)["input_ids"]

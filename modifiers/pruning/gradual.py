@@ -151,9 +151,8 @@ class _GradualPruning(Modifier):
             mask = mask if held is None else mask & held.to(mask.device)
             session.masks.hold(name, mask)
             if name.removesuffix(".weight") in session.quantization:
-                _GradualPruning.remove(
-                    self, name, weights[name], mask
-                )  # those kept stay on their grid
+                # Those kept stay on their grid.
+                _GradualPruning.remove(self, name, weights[name], mask)
             else:
                 self.remove(name, weights[name], mask)
         removed = sum(int((~mask).sum()) for mask in masks.values())

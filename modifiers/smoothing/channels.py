@@ -41,9 +41,8 @@ def channels_of(
         scale = 2.0 ** (numbers // place % BASE + LOWEST)
         seen = _input_when_scaled(block, source, scale, reader)
         power = torch.log2(_largest(seen) / largest).nan_to_num(LOWEST, LOWEST, LOWEST).round()
-        if place == 1 and not bool(
-            power.any()
-        ):  # not even a neighbour's power: it never reaches the reader
+        # Not even a neighbour's power: it never reaches the reader.
+        if place == 1 and not bool(power.any()):
             return None
         digit = power.to(torch.int64) - LOWEST
         if bool(((digit < 0) | (digit >= BASE)).any()):
