@@ -28,7 +28,7 @@ def test_the_recipe_is_one() -> None:
     ]
 
 
-def test_the_modifier_clips(tmp_path: Path) -> None:
+def test_the_modifier_clips(own_registry: None, tmp_path: Path) -> None:
     import torch
 
     from paring import Session
