@@ -102,10 +102,9 @@ def run_w8a8(
 ) -> dict[str, Any]:
     """The case's checkpoint as the shipped recipes quantize it, calibrated on some of what it was trained on."""
     base = folder_of(name, cases, options)
-    same = case.get("same", name)
-    data = cases[same]["stages"][-1]["data"]
+    data = case["stages"][-1]["data"]
     quantize = {"run": "oneshot", "modifiers": W8A8, "data": {**data, **CALIBRATION}}
-    output = Path(options.work / (same + QUANTIZED))
+    output = Path(options.work / (name + QUANTIZED))
     apply(
         recipe_of(name, str(base), [quantize], options),
         output=output,
@@ -120,8 +119,6 @@ def folder_of(name: str, cases: dict[str, Any], options: argparse.Namespace) -> 
     if name == "dense":
         return Path(options.model)
     case = cases[name]
-    if "same" in case:
-        return folder_of(case["same"], cases, options)
     base = folder_of(case.get("model", "dense"), cases, options)
     teacher = folder_of(case.get("teacher", "dense"), cases, options)
     output = Path(options.work / name)
@@ -247,12 +244,13 @@ def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, case in cases.items():
-        mine = found.get(name)
+        same = case.get("same", name)
+        mine = found.get(same)
         if mine is None:
             continue
         control = found.get(case.get("against", ""))
         by = case.get("by", "text")
-        int8 = found.get(name + QUANTIZED)
+        int8 = found.get(same + QUANTIZED)
         cost = f"{int8[by] / mine[by] - 1:+.1%}" if int8 else ""
         ratio = f"{mine[case['by']] / control[case['by']]:.3f}" if control else ""
         minutes = sum(mine["stage_seconds"].values()) / 60
@@ -306,7 +304,8 @@ def main() -> None:
     cases = yaml.safe_load((HERE / "training_cases.yaml").read_text())
     options = parse({name: case or {} for name, case in cases.items()})
     known = {row["case"] for row in rows(options.results)}
-    for name in (each for case in options.cases for each in (case, case + QUANTIZED)):
+    chosen = dict.fromkeys(cases.get(name, {}).get("same", name) for name in options.cases)
+    for name in (each for case in chosen for each in (case, case + QUANTIZED)):
         case = name.removesuffix(QUANTIZED)
         if (name in known and not options.again) or (name != case and not quantizes(case, cases)):
             continue
