@@ -1,4 +1,4 @@
-"""The `recipe` command. Each file beside this one is a command: it has `register(app)`."""
+"""The `recipe` command. Each file beside this one but console.py and files.py is a command: it has `register(app)`."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import typer
 
 from ..errors import DataError, Problem, RecipeError
 from .console import console, progress
+from .files import check_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,9 +112,7 @@ def _kind(path: Path) -> str:
         got = path.suffix or "no ending"
         message = f"a table is a .csv or .json file, a picture a .png or .svg, got {got!r}"
         raise RecipeError([Problem(f"--output {path}", 0, 0, message)])
-    if not path.parent.is_dir():
-        message = f"no folder {path.parent}; make it first"
-        raise RecipeError([Problem(f"--output {path}", 0, 0, message)])
+    check_folder(path, f"--output {path}")
     return kind
 
 

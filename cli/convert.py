@@ -8,6 +8,7 @@ import typer
 
 from ..errors import Problem, RecipeError
 from .console import errors
+from .files import check_folder
 from .validate import USE
 
 OUTPUT = typer.Option(
@@ -38,9 +39,8 @@ def convert(
 
     for path in use:
         load_modifiers(path)
-    if output is not None and not output.parent.is_dir():
-        message = f"no folder {output.parent}; make it first"
-        raise RecipeError([Problem(str(output), 0, 0, message)])
+    if output is not None:
+        check_folder(output, f"--output {output}")
     text, source = read_recipe(recipe)
     document, notes = read_document(text, source)
     build_document(document, {})

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from .files import check_folder
+
 FILE = typer.Argument(None, help="Where to; NAME.yaml here when left out.")
 
 
@@ -30,9 +32,7 @@ def copy(
     if target.exists() and not force:
         message = "is there already; give another name, or --force to replace it"
         raise RecipeError([Problem(str(target), 0, 0, message)])
-    if not target.parent.is_dir():
-        message = f"no folder {target.parent}; make it first"
-        raise RecipeError([Problem(str(target), 0, 0, message)])
+    check_folder(target, str(target))
     write_text(target, entry.path.read_text(encoding="utf-8"))
     typer.echo(
         f"✓ {target}\n  recipe validate {target}\n  recipe apply {target} --output out/{entry.name}"

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from ..errors import Problem, RecipeError
 from .console import console
+from .files import check_folder
 from .validate import RECIPE, SET, USE, read_set
 
 if TYPE_CHECKING:
@@ -55,9 +56,7 @@ def _picture_kind(picture: Path) -> str:
     if kind not in ("png", "svg"):
         message = f"a picture is a .png or .svg file, got {picture.suffix or 'no ending'!r}"
         raise RecipeError([Problem(f"--picture {picture}", 0, 0, message)])
-    if not picture.parent.is_dir():
-        message = f"no folder {picture.parent}; make it first"
-        raise RecipeError([Problem(f"--picture {picture}", 0, 0, message)])
+    check_folder(picture, f"--picture {picture}")
     return kind
 
 

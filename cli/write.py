@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from .console import progress
+from .files import check_folder
 
 MODEL = typer.Argument(help="Stub, Hugging Face id or folder of the model.", show_default=False)
 OUTPUT = typer.Option(..., "--output", "-o", help="The .jsonl file to write.", show_default=False)
@@ -35,8 +36,7 @@ def write(
 
     if output.suffix != ".jsonl":
         raise DataError(f"--output {output}: the texts become a .jsonl file; name it so")
-    if not output.parent.is_dir():
-        raise DataError(f"--output {output}: no folder {output.parent}; make it first")
+    check_folder(output, f"--output {output}")
     from ..pipeline.models import load_model
     from ..pipeline.own_text import store_texts, write_texts
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from paring import Recipe, apply
 from paring.cli import application
-from paring.errors import DataError, ModelError, ParingError
+from paring.errors import DataError, ModelError, ParingError, RecipeError
 from paring.pipeline import load_model
 from paring.pipeline.own_text import TOGETHER, write_texts
 
@@ -87,7 +87,7 @@ def test_it_draws_as_the_model_says(pico: Path) -> None:
 def test_bad_input_is_told(pico: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"become a .jsonl file"):
         write(pico, "--output", tmp_path / "own.txt")
-    with pytest.raises(DataError, match="make it first"):
+    with pytest.raises(RecipeError, match="make it first"):
         write(pico, "--output", tmp_path / "nowhere" / "own.jsonl")
     with pytest.raises(ModelError, match="longer than the model's context"):
         write(pico, "--output", tmp_path / "own.jsonl", "--length", 100_000)
