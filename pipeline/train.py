@@ -24,6 +24,7 @@ from ..modifiers.schedule import to_step
 from ..progress import Progress
 from .durable import sync_tree, write_whole
 from .examples import Examples, ExampleStream, collate
+from .heap import kept_heap
 from .lora import adapters
 from .processes import Processes
 from .reporters import reporters
@@ -59,6 +60,7 @@ def run_training(
     checkpoint = last_checkpoint(work)
     driver = SessionDriver(session, steps_per_epoch, checkpoint, progress, processes)
     with (
+        kept_heap(),
         own_forward(session.model),
         adapters(session.model, config.lora, session.masks, config.seed),
     ):
