@@ -57,10 +57,8 @@ class Answer:
             return self._end("stop", "")
         piece = self._stops.push(self._detokenizer.push(token))
         if self._stops.found:
-            self.finish_reason = "stop"
-            self._text.append(piece)
-            return piece
-        if len(self.tokens) == self.max_tokens:
+            return self._finish("stop", piece)
+        if len(self.tokens) >= self.max_tokens:
             return self._end("length", piece)
         if not room:
             return self._end("context", piece)
@@ -70,7 +68,10 @@ class Answer:
     def _end(self, reason: FinishReason, piece: str) -> str:
         """Text held back comes out; it may still complete a stop string."""
         piece += self._stops.push(self._detokenizer.flush())
-        self.finish_reason = "stop" if self._stops.found else reason
-        piece += self._stops.flush()
+        found = self._stops.found
+        return self._finish("stop" if found else reason, piece + self._stops.flush())
+
+    def _finish(self, reason: FinishReason, piece: str) -> str:
         self._text.append(piece)
+        self.finish_reason = reason  # last: another thread that sees it reads the text
         return piece

@@ -135,6 +135,7 @@ class Batch:
         self._stepping = threading.Lock()
         self._running: list[Request] = []  # under _stepping, like all that follows
         self._kept: list[State] = []  # least recently used first
+        self._events: list[Event] = []  # not yet returned
         self._logits = np.empty((max_sequences, engine.vocabulary), np.float32)
 
     def submit(
@@ -168,8 +169,8 @@ class Batch:
 
     @property
     def busy(self) -> bool:
-        """Whether requests run or wait."""
-        return bool(self._running or self._waiting)
+        """Whether requests run or wait, or events that an interrupt held back do."""
+        return bool(self._running or self._waiting or self._events)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Sleep until there is something to step, for `timeout` seconds at most; returns `busy`."""
@@ -183,10 +184,12 @@ class Batch:
         engine fails (GraphError: it is closed), all requests are as they were.
         """
         with self._stepping:
-            events = self._drop_cancelled()
+            self._finish()  # what was done when Ctrl-C ended the last step
+            self._drop_cancelled()
             self._admit()
             if self._running:
-                events += self._compute()
+                self._compute()
+            events, self._events = self._events, []
             return events
 
     def __iter__(self) -> Iterator[Event]:
@@ -196,14 +199,14 @@ class Batch:
 
     # --- a step --------------------------------------------------------------------------------
 
-    def _drop_cancelled(self) -> list[Event]:
+    def _drop_cancelled(self) -> None:
         with self._queue:
             dropped = [r for r in (*self._waiting, *self._running) if r._cancelled]
             self._waiting = deque(r for r in self._waiting if not r._cancelled)
         for request in dropped:
             request.error = GraphError("the request was cancelled")
+            self._events.append(Event(request, "", True))
         self._retire(dropped)
-        return [Event(request, "", True) for request in dropped]
 
     def _admit(self) -> None:
         """Start waiting requests, first come first served, while there is room for the next."""
@@ -249,7 +252,7 @@ class Batch:
         ):
             del self._kept[0]
 
-    def _compute(self) -> list[Event]:
+    def _compute(self) -> None:
         decoding = sum(bool(request.answer.tokens) for request in self._running)
         budget = max(STEP_TOKENS - decoding, 1)
         parts: list[tuple[State, NDArray[np.int64], bool]] = []
@@ -266,24 +269,29 @@ class Batch:
             if complete:
                 takers.append(request)
         if not parts:
-            return []
+            return
         advance(parts, self._logits)
-        events = []
         for request, logits in zip(takers, self._logits, strict=False):
             text = request._take(logits)
-            if text or request.done:
-                events.append(Event(request, text, request.done))
-        self._retire([request for request in takers if request.done])
-        return events
+            if text:
+                self._events.append(Event(request, text, request.done))
+        self._finish()
+
+    def _finish(self) -> None:
+        """Retire what is done; the last event of each tells so."""
+        finished = [request for request in self._running if request.done]
+        told = {id(event.request) for event in self._events if event.done}
+        self._events += [Event(request, "", True) for request in finished if id(request) not in told]
+        self._retire(finished)
 
     def _retire(self, requests: list[Request]) -> None:
         """Their sequences are kept for what begins alike, as far as there is room."""
         for request in requests:
-            state, request._state = request._state, None
-            if state is not None:
+            if request in self._running:  # else it was cancelled while it waited
                 self._running.remove(request)
-                if state.length:
-                    self._kept.append(state)
+            state, request._state = request._state, None
+            if state is not None and state.length:
+                self._kept.append(state)
         self._forget()
 
     def _pages(self, tokens: int) -> int:

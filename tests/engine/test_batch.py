@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from handmade import Builder
+from numpy.typing import NDArray
 from pico_checkpoints import VOCABULARY
 
 from paring.engine import Batch, Engine, Request, _core
@@ -96,6 +98,47 @@ def test_a_batch_goes_on_after_an_interrupt(
         model.armed = interrupts < 4 and not model.armed
     assert interrupts == 4
     assert [request.answer.tokens for request in requests] == expected
+
+
+def test_an_interrupt_between_two_answers_loses_no_event(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [engine.generate(PROMPTS[0], 2), engine.generate(PROMPTS[1], 5)]
+    batch = engine.batch(2)
+    requests = [batch.submit(PROMPTS[0], 2), batch.submit(PROMPTS[1], 5)]
+    choose, interrupts = requests[1].answer.choose, 0
+
+    def interrupted(logits: NDArray[Any], room: bool) -> str:
+        nonlocal interrupts
+        if requests[0].done and not interrupts:
+            interrupts += 1
+            raise KeyboardInterrupt
+        return choose(logits, room)
+
+    monkeypatch.setattr(requests[1].answer, "choose", interrupted)
+    events = []
+    while batch.busy:
+        with contextlib.suppress(KeyboardInterrupt):
+            events += batch.step()
+    assert interrupts == 1
+    for request, wanted in zip(requests, expected, strict=True):
+        assert request.completion.tokens == wanted.tokens
+        news = [event for event in events if event.request is request]
+        assert "".join(event.text for event in news) == wanted.text
+        assert [event.done for event in news].count(True) == 1 and news[-1].done
+
+
+def test_a_step_that_fails_tells_of_the_cancelled_later(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = engine.batch(2)
+    going, leaving = batch.submit(PROMPTS[0], 3), batch.submit(PROMPTS[1], 3)
+    leaving.cancel()
+    monkeypatch.setattr(engine, "_model", Interrupting(engine._model))
+    with pytest.raises(KeyboardInterrupt):
+        batch.step()
+    done = [event.request for event in batch if event.done]
+    assert done == [leaving, going]
 
 
 def test_a_batch_whose_logits_were_lost_computes_them_again(engine: Engine) -> None:
@@ -453,7 +496,7 @@ def test_requests_that_mean_nothing_are_refused(engine: Engine) -> None:
 def test_threads_submit_while_one_steps(engine: Engine) -> None:
     """As a server does: one thread steps, others submit, and read what is theirs."""
     batch = engine.batch(max_sequences=4)
-    expected = [engine.generate(p.tolist(), 12).tokens for p in PROMPTS]
+    expected = [engine.generate(p.tolist(), 12) for p in PROMPTS]
     wrong: list[int] = []
     stop = threading.Event()
 
@@ -467,7 +510,8 @@ def test_threads_submit_while_one_steps(engine: Engine) -> None:
             request = batch.submit(PROMPTS[i].tolist(), max_tokens=12)
             while not request.done:
                 stop.wait(0.001)
-            if request.completion.tokens != expected[i]:
+            got = request.completion
+            if (got.tokens, got.text) != (expected[i].tokens, expected[i].text):
                 wrong.append(i)
 
     server = threading.Thread(target=serve)
