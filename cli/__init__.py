@@ -13,7 +13,7 @@ from .console import errors
 
 # In the order of `recipe --help`.
 COMMANDS = (
-    *("apply", "generate", "chat", "serve"),
+    *("apply", "generate", "chat"),
     *("list", "show", "copy", "validate", "plan", "schema", "convert"),
     *("analyze", "write", "eval", "bench", "export"),
     "zoo",

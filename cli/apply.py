@@ -41,7 +41,7 @@ def apply(
     device: str | None = typer.Option(
         None,
         metavar="DEVICE",
-        help="Where one-shot stages compute, such as cpu or cuda.  [default: a GPU if one has room, else the CPU]",
+        help="Where one-shot stages compute, such as cpu or cuda; if not given, a GPU that has room, else the CPU.",
         show_default=False,
     ),
     json: bool = typer.Option(False, "--json", help="Print the report as JSON instead of a table."),

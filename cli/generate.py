@@ -33,7 +33,9 @@ TOP_K = typer.Option(0, min=0, help="Draw among this many likeliest tokens; 0 = 
 SEED = typer.Option(0, min=0, help="Same seed, same text.")
 STOP = typer.Option([], help="End before this text; may be given several times.")
 THREADS = typer.Option(None, min=1, help="Threads to compute with; all CPUs by default.")
-KERNELS = typer.Option("auto", help="Kernel row: auto, or a name from `recipe bench --json`.")
+KERNELS = typer.Option(
+    "auto", help="Kernel row: auto, or a name such as avx2; a wrong one lists those that run here."
+)
 CACHE = typer.Option(
     Cache.auto,
     help="Type of the kept keys and values; auto: int8 if the checkpoint was calibrated for it, "
