@@ -18,6 +18,7 @@ from .compat_tables import (
     DROPPED,
     FIELDS,
     LEGACY_QUANTIZATION,
+    QUANTIZATION_TIMES,
     SCHEDULERS,
     TARGETS,
     TRAINING,
@@ -113,23 +114,23 @@ class _Conversion:
         self._place(path, where)
         training: dict[str, Any] = {}
         modifiers: list[dict[str, Any]] = []
-        after: list[dict[str, Any]] = []  # quantization while training has no native equal yet
         for kind, fields, old in entries:
             if kind in TRAINING:
-                self._training(kind, fields, old, training, (*where, "training"))
-                continue
-            late = trains and CLASSES.get(kind, kind) == "Quantization"
-            target, index = (after, len(made) + 1) if late else (modifiers, len(made))
-            self._modifier(kind, fields, old, target, ("stages", index, "modifiers"), late)
+                if kind == "LearningRateFunction" and _is_window(fields):
+                    kind = (
+                        "LearningRate"  # the modifier; the stage has its rate outside of the window
+                    )
+                    if "init_lr" in fields:
+                        training.setdefault("learning_rate", _expression(fields["init_lr"]))
+                else:
+                    self._training(kind, fields, old, training, (*where, "training"))
+                    continue
+            self._modifier(kind, fields, old, modifiers, (*where, "modifiers"), trains)
         native: dict[str, Any] = {"name": name, "run": "train" if trains else "oneshot"}
         native["data"] = self._data(trains)
         if trains:
             native["training"] = self._complete(training, entries)
         made.append({**native, "modifiers": modifiers})
-        if after:
-            quantize = {"name": f"{name}-quantize", "run": "oneshot", "data": self._data(False)}
-            made.append({**quantize, "modifiers": after})
-            self.notes.append("quantization during training becomes one-shot quantization after it")
 
     def _data(self, trains: bool) -> dict[str, Any]:
         if "dataset" not in self.args:
@@ -180,12 +181,15 @@ class _Conversion:
         return {"epochs": epochs, **training}
 
     def _modifier(
-        self, kind: str, fields: dict[str, Any], old: Path, made: list[Any], new: Path, late: bool
+        self, kind: str, fields: dict[str, Any], old: Path, made: list[Any], new: Path, trains: bool
     ) -> None:
         name = CLASSES.get(kind, kind)
-        legacy = name == "Quantization" and (late or fields.keys() & LEGACY_QUANTIZATION)
-        if legacy:
-            fields = {"scheme": "W8A8"}
+        said = fields.keys() & {"scheme", "config_groups"}
+        if name == "Quantization" and (
+            fields.keys() & LEGACY_QUANTIZATION or (trains and not said)
+        ):
+            times = {key: fields[key] for key in QUANTIZATION_TIMES if trains and key in fields}
+            fields = {"scheme": "W8A8", **times}
             self.notes.append(
                 "Quantization: all Linears become W8A8; its own settings are left out"
             )
@@ -193,7 +197,7 @@ class _Conversion:
         if isinstance(split, dict):  # {0.8: [params], ...}: a modifier for each sparsity
             for sparsity, targets in split.items():
                 one = {**fields, "final_sparsity": float(sparsity), "params": targets}
-                self._modifier(kind, one, old, made, new, late)
+                self._modifier(kind, one, old, made, new, trains)
             return
         where = (*new, len(made), name)
         self._place(old, where)
@@ -218,6 +222,10 @@ class _Conversion:
             native[field] = self._value(name, field, _expression(value))
             self._place((*old, key), (*where, field))
         if name == "Distillation":
+            if native.get("hardness") == 1:  # of the teacher alone
+                made.append({"TaskLoss": {"weight": 0}})
+                self._place(old, (*new, len(made), name))
+                self.native.keys[(*new, len(made), name)] = self.old.place(old, key=True)
             self._distillation(native)
         made.append({name: native})
 
@@ -235,6 +243,8 @@ class _Conversion:
             fields["weight"] = "${(" + inner + ") / (1 - (" + inner + "))}"
         elif isinstance(hardness, int | float) and 0 < hardness < 1:
             fields["weight"] = hardness / (1 - hardness)
+        elif hardness == 1:
+            fields["weight"] = 1.0
         else:
             return  # left as it stands, and reported
         fields.pop("hardness", None)
@@ -265,6 +275,12 @@ class _Conversion:
                 f"{name}: mask_structure {value} dropped {dropped} of {window}; ours is {kept}"
             )
         return kept
+
+
+def _is_window(fields: dict[str, Any]) -> bool:
+    """Whether a rate does more than fall to 0 by the stage's own schedule."""
+    cyclic = fields.get("lr_func") in SCHEDULERS
+    return not cyclic and bool(fields.get("final_lr") or fields.get("start_epoch"))
 
 
 def _entries(

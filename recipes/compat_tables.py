@@ -16,6 +16,7 @@ FIELDS = {
     "end_epoch": "end",
     "inter_func": "update_scheduler",
     "mask_type": "mask_structure",
+    "disable_quantization_observer_epoch": "freeze_observer",
 }
 
 TARGETS = {
@@ -40,12 +41,17 @@ DROPPED = {
     "offload_hessians": "",
 }
 
+# What of quantization during training is kept whatever else its settings say.
+QUANTIZATION_TIMES = (
+    *("start_epoch", "end_epoch", "start", "end"),
+    "disable_quantization_observer_epoch",
+)
+
 # Keys of quantization by SparseML's first engine, which worked on another vocabulary.
 LEGACY_QUANTIZATION = {
     "submodules",
     "scheme_overrides",
     "post_oneshot_calibration",
-    "disable_quantization_observer_epoch",
     "freeze_bn_stats_epoch",
 }
 

@@ -102,13 +102,13 @@ def problems(text: str) -> list[str]:
 
 def test_legacy_sparseml() -> None:
     recipe = Recipe.parse(LEGACY, "old.md")
-    train, quantize = recipe.stages
+    (train,) = recipe.stages
     assert recipe.args["pruning_end"] == 6
     assert train.run == "train"
     assert train.training is not None
     assert (train.training.epochs, train.training.learning_rate) == (10, 1.5e-4)
     assert train.training.lr_scheduler == "linear"
-    pruning, constant, distillation = train.modifiers
+    pruning, constant, quantization, distillation = train.modifiers
     assert pruning.key() == "MagnitudePruning"
     assert fields(pruning) == {
         "targets": ["Linear"],
@@ -122,7 +122,42 @@ def test_legacy_sparseml() -> None:
     }
     assert fields(constant) == {"start": 0, "targets": ["re:.*q_proj.weight"]}
     assert fields(distillation) == {"teacher": "self", "temperature": 2.0, "weight": 3.0}
-    assert (quantize.run, [m.key() for m in quantize.modifiers]) == ("oneshot", ["Quantization"])
+    assert quantization.key() == "Quantization"
+    assert fields(quantization) == {"scheme": "W8A8", "start": 8}
+
+
+def test_what_training_keeps_of_old_recipes() -> None:
+    recipe = Recipe.parse(
+        """
+train_stage:
+  run_type: train
+  modifiers:
+    - LearningRateFunctionModifier:
+        {start_epoch: 1, end_epoch: 3, lr_func: cosine, init_lr: 1.0e-4, final_lr: 1.0e-5}
+    - QuantizationModifier:
+        start: 1
+        disable_quantization_observer_epoch: 2
+        ignore: [lm_head]
+        config_groups:
+          group_0:
+            weights: {num_bits: 4, type: int, symmetric: true, strategy: group, group_size: 32}
+            targets: [Linear]
+    - DistillationModifier: {hardness: 1.0}
+"""
+    )
+    (stage,) = recipe.stages
+    rate, quantization, task, distillation = stage.modifiers
+    assert fields(rate) == {
+        "start": 1,
+        "end": 3,
+        "lr_func": "cosine",
+        "init_lr": 1e-4,
+        "final_lr": 1e-5,
+    }
+    assert (fields(quantization)["start"], fields(quantization)["freeze_observer"]) == (1, 2)
+    assert fields(quantization)["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+    assert (task.key(), fields(task)) == ("TaskLoss", {"weight": 0})
+    assert fields(distillation)["weight"] == 1
 
 
 def test_modern_sparseml_and_llm_compressor() -> None:
@@ -148,7 +183,7 @@ def test_what_changes_is_noted() -> None:
     assert any("mappings is left out" in note for note in notes)
     _, notes = read_document(LEGACY, "old.md")
     assert any("final_lr is left out" in note for note in notes)
-    assert any("one-shot quantization after it" in note for note in notes)
+    assert any("all Linears become W8A8" in note for note in notes)
     assert read_document("stages: []", "x")[1] == []
 
 
