@@ -58,6 +58,11 @@ class Modifier(BaseModel):
     timing: ClassVar[frozenset[str]] = frozenset({"start", "end", "update_frequency", "unit"})
     """The fields that are about time; a one-shot stage, which has none, refuses them."""
 
+    training_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields besides `timing` that mean something in a training stage alone."""
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Fields of this class that mean nothing to a subclass; a recipe that gives one is refused."""
+
     targets: list[str] = ["Linear"]
     """Which modules: a class name, a full or trailing part of a name, or `re:` and a regular expression."""
     ignore: list[str] = []

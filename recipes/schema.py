@@ -140,6 +140,10 @@ class DataConfig(RowsConfig):
                 raise ValueError(f"'{min(own)}' belongs to the parts of the mixture; move it there")
         if self.packing and not any(part.has_answers for part in self.parts):
             raise ValueError("'packing' is for answers, plain text is packed anyway; remove it")
+        if "buffer_size" in self.model_fields_set and not self.streaming:
+            raise ValueError("'buffer_size' is for 'streaming'; remove it, or add streaming: true")
+        if "stopping_strategy" in self.model_fields_set and self.mixture is None:
+            raise ValueError("'stopping_strategy' is for a 'mixture'; remove it")
         if self.streaming and self.samples is None:
             raise ValueError("'streaming' needs 'samples', the sequences of an epoch; add it")
         return self
@@ -252,6 +256,10 @@ class Recipe(_Part):
             _refuse(name_mistakes([stage.name for stage in self.stages]))
         if self.evaluate is not None and (self.evaluate.mixture or self.evaluate.streaming):
             raise ValueError("'evaluate' takes one data set, without 'mixture' or 'streaming'")
+        if self.evaluate is not None and self.evaluate.samples and not self.evaluate.has_answers:
+            raise ValueError("'evaluate' counts a text in 'windows', not in 'samples'")
+        if self.evaluate is not None and self.evaluate.windows and self.evaluate.has_answers:
+            raise ValueError("'evaluate' counts answers in 'samples', not in 'windows'")
         previous = None
         for stage in self.stages:
             if stage.run == "oneshot":
@@ -319,6 +327,8 @@ def stage_mistakes(stage: Stage) -> Mistakes:
             yield (), "a one-shot stage without modifiers does nothing; add 'modifiers'"
     if stage.data is not None and stage.data.streaming and stage.run == "oneshot":
         yield ("data", "streaming"), "'streaming' is for training; remove it"
+    if stage.data is not None and stage.data.packing and stage.run == "oneshot":
+        yield ("data", "packing"), "'packing' is for training; remove it"
     if stage.data is not None and stage.data.windows is not None:
         yield ("data", "windows"), "'windows' is for 'evaluate'; use 'samples' here"
     for index, modifier in enumerate(stage.modifiers):
@@ -332,9 +342,13 @@ def _modifier_mistakes(stage: Stage, modifier: Modifier) -> Mistakes:
         kinds = " or ".join(sorted(modifier.stages))
         yield (), f"{name} does not work in a {stage.run} stage; move it to one with run: {kinds}"
         return
+    for key in sorted(modifier.unused & modifier.model_fields_set):
+        yield (key,), f"{key!r} means nothing to {name}; remove it"
     if stage.run == "oneshot":
         for key in sorted(modifier.timing & modifier.model_fields_set):
             yield (key,), f"{key!r} is about time and a one-shot stage has none; remove it"
+        for key in sorted(modifier.training_only & modifier.model_fields_set):
+            yield (key,), f"{key!r} matters in a training stage alone; remove it"
         return
     if stage.training is None:
         return

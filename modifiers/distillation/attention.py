@@ -28,18 +28,18 @@ class AttentionTransfer(_LayerDistilling):
     layers: LayerMap = "last"
     """Who learns from whom: `last` (as the paper has it), `uniform`, or {student: teacher} block numbers from 0."""
 
-    _usual: list[str] = PrivateAttr(
-        default_factory=list
-    )  # both models' own kinds; empty: not in use
+    _usual: list[str] = PrivateAttr(default_factory=list)  # both models' own kinds
 
-    def on_start(self, session: Session) -> None:
+    def on_initialize(self, session: Session) -> None:
+        super().on_initialize(session)
         models = (session.model, self.load(session))
         self._usual = [_kind(session.label(self), model) for model in models]
 
     def on_end(self, session: Session) -> None:
+        if any(session.is_active(m) for m in session.modifiers if isinstance(m, AttentionTransfer)):
+            return  # another still looks
         for model, kind in zip((session.model, self.load(session)), self._usual, strict=True):
             _use(model, kind)
-        self._usual = []
 
     def prepare(self, session: Session) -> None:
         for model in (session.model, self.load(session)):

@@ -25,7 +25,7 @@ class SquareHead(_LayerDistilling):
     asks_for: ClassVar[str | None] = "output_hidden_states"
 
     tokens: Literal["all", "answer"] = "all"
-    """Which tokens count: `all` but padding, or only those the task's loss is on."""
+    """Which tokens count: `all` but padding, or only those from which the task's loss has one predicted."""
     normalize: Literal["layer", "token"] = "layer"
     """layer: as in the equation, one mean(Ht^2) for all tokens; token: each token's error by its own."""
     eps: float = Field(default=2.0**-7, gt=0)
@@ -36,8 +36,8 @@ class SquareHead(_LayerDistilling):
     ) -> torch.Tensor:
         pairs = self.layer_pairs(session, batch, outputs)
         mask = batch.get("attention_mask")
-        if self.tokens == "answer":
-            mask = batch["labels"] != -100
+        if self.tokens == "answer":  # a label is what the token before it should predict
+            mask = torch.nn.functional.pad(batch["labels"][:, 1:] != -100, (0, 1))
         square = square_head(pairs, mask, self.eps, self.normalize)
         self.log_loss(session, "squarehead", square)
         return loss + self.weight * square

@@ -20,6 +20,7 @@ class _Distilling(Modifier):
     """A loss against a teacher; several with the same teacher share its forward."""
 
     stages: ClassVar[frozenset[str]] = frozenset({"train"})
+    unused: ClassVar[frozenset[str]] = frozenset({"targets", "ignore", "update_frequency"})
     asks_for: ClassVar[str | None] = None
     """What it needs besides logits, as the model's forward calls it: `output_hidden_states`."""
 

@@ -28,6 +28,7 @@ class LearningRate(Modifier):
 
     stages: ClassVar[frozenset[str]] = frozenset({"train"})
     timing: ClassVar[frozenset[str]] = Modifier.timing | {"milestones"}
+    unused: ClassVar[frozenset[str]] = frozenset({"targets", "ignore"})
 
     init_lr: float = Field(ge=0)
     """The rate at `start`; alone, the rate throughout."""

@@ -23,6 +23,7 @@ class TaskLoss(Modifier):
     """
 
     stages: ClassVar[frozenset[str]] = frozenset({"train"})
+    unused: ClassVar[frozenset[str]] = frozenset({"targets", "ignore", "update_frequency"})
 
     weight: float = Field(default=0.0, ge=0)
     """What the task's loss is multiplied with."""

@@ -212,7 +212,11 @@ def test_a_student_learns_from_a_teacher_of_other_depth(pico):
         expected = float(square_head(pairs, data["attention_mask"], 2.0**-7))
         assert logs["loss/squarehead"] == pytest.approx(expected, rel=1e-5)
     answer = SquareHead(teacher="x", layers={1: 0}, tokens="answer")
-    expected = float(square_head([(s[2], t[1])], data["labels"] != -100, 2.0**-7))
+    predicting = torch.zeros_like(data["labels"], dtype=torch.bool)
+    for row, place in (data["labels"] != -100).nonzero().tolist():
+        if place > 0:
+            predicting[row, place - 1] = True
+    expected = float(square_head([(s[2], t[1])], predicting, 2.0**-7))
     assert first_loss(model, [answer], teacher)["loss/squarehead"] == pytest.approx(expected)
 
 
@@ -227,6 +231,27 @@ def test_attention_transfer_is_the_formula_query_by_query():
             total += float((p * (p / q).log()).sum()) / 3
     found = float(attention_divergence(student, teacher, mask))
     assert found == pytest.approx(total / int(mask.sum()), rel=1e-5)
+
+
+def test_two_attention_transfers_leave_the_models_own_attention(pico):
+    model = pico(0)
+    usual = model.config._attn_implementation
+    windows = [{"start": 0.0, "end": 2.0}, {"start": 1.0, "end": 3.0}]
+    modifiers = [AttentionTransfer(teacher="x", unit="steps", **window) for window in windows]
+    session = Session(model, modifiers, load_teacher=lambda _: pico(1))
+    session.begin(2, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    kinds = []
+    for _ in range(4):
+        session.before_step()
+        data = batch()
+        outputs = model(**data)
+        kinds.append(model.config._attn_implementation)
+        session.loss(outputs.loss, data, outputs).backward()
+        session.before_optimizer(optimizer)
+        session.after_step(optimizer)
+    session.finish()
+    assert kinds == ["eager", "eager", "eager", usual]
 
 
 def test_attention_transfer_uses_plain_attention_in_its_window_only(pico):
