@@ -281,7 +281,9 @@ class Batch:
         """Retire what is done; the last event of each tells so."""
         finished = [request for request in self._running if request.done]
         told = {id(event.request) for event in self._events if event.done}
-        self._events += [Event(request, "", True) for request in finished if id(request) not in told]
+        self._events += [
+            Event(request, "", True) for request in finished if id(request) not in told
+        ]
         self._retire(finished)
 
     def _retire(self, requests: list[Request]) -> None:

@@ -338,6 +338,15 @@ class Session:
                 f" the stage has {self.total_steps} steps, {self.steps_per_epoch} in an epoch; move its window or train"
                 " longer (max_steps ends a stage early)"
             )
+        for name in sorted(m.timing - Modifier.timing):  # `milestones`, `freeze_observer`
+            given = getattr(m, name)
+            last = max(given) if isinstance(given, dict) else given
+            if last is not None and to_step(last, steps) > self.total_steps:
+                raise ModelError(
+                    f"{self.label(m)}: {name} has {last:g} ({m.unit}), step {to_step(last, steps)}, but the stage has"
+                    f" {self.total_steps} steps, {self.steps_per_epoch} in an epoch; make it earlier or train longer"
+                    " (max_steps ends a stage early)"
+                )
         return window
 
     def _check_integers(self) -> None:

@@ -44,7 +44,9 @@ def adapters(model: Any, config: LoraConfig | None, masks: Masks, seed: int) -> 
             delta = layer.get_delta_weight(ADAPTER)
             mask = masks.get(f"{name}.weight")
             base = layer.get_base_layer()
-            base.weight.add_(delta if mask is None else delta.masked_fill(~mask, 0))
+            if mask is not None:
+                delta = delta.masked_fill(~mask.to(delta.device), 0)
+            base.weight.add_(delta)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, base)
     for parameter in model.parameters():
@@ -56,7 +58,7 @@ def _inject(model: Any, config: LoraConfig, seed: int) -> None:
         import peft
     except ImportError:
         raise ModelError(
-            "training with `lora` needs the package peft; install it with `pip install paring[lora]`"
+            'training with `lora` needs the package peft; install it with `pip install "peft>=0.14"`'
         ) from None
     head = model.get_output_embeddings()
     linears = [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
 from ..errors import ModelError
@@ -58,6 +59,11 @@ def run_training(
     if config.max_steps is not None:
         total = min(total, config.max_steps)
     checkpoint = last_checkpoint(work)
+    arguments = _arguments(config, total, work)
+    if (
+        arguments.n_gpu > 1
+    ):  # else the Trainer spreads a batch by DataParallel, and its loss is a vector
+        arguments._n_gpu = 1
     driver = SessionDriver(session, steps_per_epoch, checkpoint, progress, processes)
     with (
         kept_heap(),
@@ -67,7 +73,7 @@ def run_training(
         trainer = SessionTrainer(
             session,
             processes,
-            args=_arguments(config, total, work),
+            args=arguments,
             train_dataset=examples,
             data_collator=partial(collate, pad=_padding(session)),
             callbacks=[
@@ -78,7 +84,14 @@ def run_training(
         driver.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         _recompute_activations(session.model, config.gradient_checkpointing)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and _step(checkpoint) >= total:
+            # Killed between the last step and its result: the Trainer would make one step more.
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            driver.begin(total)
+            session.finish()
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _recompute_activations(session.model, False)
     session.model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -114,7 +127,11 @@ def check_packing(model: Any) -> None:
 def last_checkpoint(work: Path) -> Path | None:
     """The newest Trainer checkpoint in `work` that was written to its end."""
     whole = [file.parent for file in work.glob(f"checkpoint-*/{SESSION_STATE}")]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 class SessionTrainer(Trainer):
@@ -145,6 +162,9 @@ class SessionTrainer(Trainer):
             )
         return (loss, outputs) if return_outputs else loss
 
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> None:
+        """The driver logs it, of the gradients that remain once those of held zeros are gone."""
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Numbers that modifiers logged since the last time go into the same entry, and the share of held zeros."""
         held = {"sparsity": self.held.share()} if len(self.session.masks) else {}
@@ -172,7 +192,7 @@ class HeldZeros:
 
 
 class SessionDriver(TrainerCallback):
-    """Calls the session's five training methods at the Trainer's optimizer steps."""
+    """Calls the session's training methods at the Trainer's optimizer steps."""
 
     def __init__(
         self,
@@ -192,10 +212,18 @@ class SessionDriver(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.session.begin(self.steps_per_epoch, state.max_steps)
+        self.begin(state.max_steps)
+
+    def begin(self, total: int) -> None:
+        """Start the session's clock, where the checkpoint was if there is one."""
+        self.session.begin(self.steps_per_epoch, total)
         if self.checkpoint is not None:
-            saved = torch.load(self.checkpoint / SESSION_STATE, weights_only=True)
+            # Each process has a device of its own; what belongs beside a weight goes there when it is used.
+            saved = torch.load(
+                self.checkpoint / SESSION_STATE, map_location="cpu", weights_only=True
+            )
             self.session.load_state_dict(saved)
+        self.session.to(self.session.device)  # masks to where the Trainer has put the weights
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -208,7 +236,8 @@ class SessionDriver(TrainerCallback):
         self.session.before_optimizer(kwargs["optimizer"])
         # Here and not in the Trainer, which would count gradients of weights that are held at zero.
         parameters = self.session.model.parameters()
-        self.trainer.accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT_NORM)
+        norm = self.trainer.accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT_NORM)
+        self.session.log("grad_norm", norm)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

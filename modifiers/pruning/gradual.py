@@ -24,6 +24,9 @@ class _GradualPruning(Modifier):
     """
 
     timing: ClassVar[frozenset[str]] = Modifier.timing | {"milestones"}
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {"init_sparsity", "update_scheduler", "power"}
+    )
 
     sparsity: float | None = Field(default=None, gt=0, lt=1)
     """The sparsity throughout; the same as giving `init_sparsity` and `final_sparsity` this value."""

@@ -37,6 +37,7 @@ class MovementPruning(_GradualPruning):
                 continue
             if name not in self._scores:
                 self._scores[name] = torch.zeros_like(weight, dtype=torch.float32)
+            self._scores[name] = self._scores[name].to(weight.device)  # loaded on the CPU
             self._scores[name].addcmul_(weight.float(), gradient.float(), value=-1.0)
 
     def on_end(self, session: Session) -> None:

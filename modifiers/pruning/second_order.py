@@ -48,6 +48,8 @@ class OBSPruning(_GradualPruning):
             g = blocks(gradient.float(), self.fisher_block_size)
             if name not in self._fisher:
                 self._fisher[name] = g.new_zeros(*g.shape, g.shape[1])
+            # A state that was loaded is on the CPU.
+            self._fisher[name] = self._fisher[name].to(g.device)
             self._fisher[name].mul_(self.decay).baddbmm_(
                 g.unsqueeze(2), g.unsqueeze(1), alpha=1.0 - self.decay
             )
@@ -61,9 +63,13 @@ class OBSPruning(_GradualPruning):
     ) -> dict[str, torch.Tensor] | None:
         if weights.keys() != self._fisher.keys():
             return None
-        return {name: self._score(name, weight) for name, weight in weights.items()}
+        scores = {name: self._score(name, weight) for name, weight in weights.items()}
+        if self.global_sparsity:  # one threshold for all: in the units of the loss
+            scores = {name: score * self._mean(name) for name, score in scores.items()}
+        return scores
 
     def _score(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Equation 6 over the mean of F's diagonal."""
         w = blocks(weight.float(), self.fisher_block_size)
         found = [
             part.square() / (2.0 * torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2))
@@ -85,10 +91,13 @@ class OBSPruning(_GradualPruning):
         weight.copy_(flat)
         weight.masked_fill_(~mask, 0)
 
+    def _mean(self, name: str) -> float:
+        return float(self._fisher[name].diagonal(dim1=1, dim2=2).mean())
+
     def _damped(self, name: str) -> list[torch.Tensor]:
-        """F with its dampening, in chunks [n, size, size]; the identity where no gradient ever came."""
+        """F over its mean diagonal, dampened, in chunks [n, size, size]; the identity where no gradient ever came."""
         fisher = self._fisher[name]
-        mean = float(fisher.diagonal(dim1=1, dim2=2).mean())
+        mean = self._mean(name)
         eye = torch.eye(fisher.shape[1], device=fisher.device)
         if mean == 0:
             return [eye.expand_as(part) for part in fisher.split(CHUNK)]

@@ -67,6 +67,7 @@ class AwareLinear:
         """Take back a state; attached if it was."""
         self.scale = state["scale"]
         if self.scale is not None:
+            self.scale = self.scale.to(self.module.weight.device)
             self.attach()
         self.inputs.low, self.inputs.high = state["low"], state["high"]
         self.observing = state["observing"]

@@ -125,7 +125,7 @@ def test_an_interrupt_between_two_answers_loses_no_event(
         assert request.completion.tokens == wanted.tokens
         news = [event for event in events if event.request is request]
         assert "".join(event.text for event in news) == wanted.text
-        assert [event.done for event in news].count(True) == 1 and news[-1].done
+        assert [event.done for event in news] == [*[False] * (len(news) - 1), True]
 
 
 def test_a_step_that_fails_tells_of_the_cancelled_later(

@@ -108,6 +108,31 @@ def test_second_order_scores_are_the_formula_weight_by_weight(pico):
         assert torch.allclose(score, expected, rtol=2e-3)
 
 
+def test_one_threshold_for_all_layers_is_in_the_units_of_the_loss(pico):
+    """Equation 6 scales with the curvature: a layer that the loss minds 100 times as much scores as much higher."""
+    model = pico()
+    modifier = OBSPruning(
+        sparsity=0.5, global_sparsity=True, fisher_block_size=4, targets=["up_proj"]
+    )
+    session = Session(model, [modifier])
+    weight = model.get_parameter(UP).detach()
+    root = torch.randn(weight.numel() // 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    fisher = root @ root.transpose(1, 2)
+    modifier._fisher = {"a": fisher, "b": 100 * fisher, "never reached": 0 * fisher}
+    found = modifier.scores(session, dict.fromkeys(modifier._fisher, weight))
+    assert torch.allclose(found["b"], 100 * found["a"], rtol=1e-4)
+    assert (found["never reached"] == 0).all()
+    damped = fisher[3] + 0.01 * fisher.diagonal(dim1=1, dim2=2).mean() * torch.eye(4)
+    expected = weight.flatten()[12:16] ** 2 / (2 * torch.linalg.inv(damped).diagonal())
+    assert torch.allclose(found["a"].flatten()[12:16], expected, rtol=2e-3)
+
+
+def test_times_after_the_end_of_a_shortened_stage_are_told(pico):
+    late = MovementPruning(milestones={1: 0.3, 4: 0.5}, ignore=["lm_head"])
+    with pytest.raises(ModelError, match="milestones has 4 .epochs., step 8, but the stage has 6"):
+        Session(pico(), [late]).begin(2, 6)
+
+
 def test_what_stays_makes_up_for_what_goes():
     torch.manual_seed(0)
     root = torch.randn(5, 6, 6, dtype=torch.float64)

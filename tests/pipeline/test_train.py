@@ -157,6 +157,30 @@ def test_a_run_killed_mid_epoch_and_resumed_is_bit_identical(
     assert resumed.report["stages"][0]["log"] == whole.report["stages"][0]["log"]
 
 
+def test_a_run_killed_after_its_last_step_makes_no_other(
+    pico: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """15 steps of 6 in an epoch: the Trainer, asked to go on from its last checkpoint, would make one more."""
+
+    def run(output: Path) -> ApplyResult:
+        settings = {"epochs": 3.0, "max_steps": 15, "lr_scheduler": "constant"}
+        made = recipe(pico, corpus, gradual(end=2.0), **settings)
+        return apply(made, output=output, evaluate=False)
+
+    def killed(session: Session) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Session, "finish", killed)
+        run(tmp_path / "out")
+    resumed, through = run(tmp_path / "out"), run(tmp_path / "through")
+    assert len(resumed.report["stages"][0]["log"]) == 15
+    assert resumed.report["stages"][0]["log"] == through.report["stages"][0]["log"]
+    for file in ("model.safetensors", "pruning_masks.npz"):
+        other = (tmp_path / "through" / file).read_bytes()
+        assert (tmp_path / "out" / file).read_bytes() == other
+
+
 def test_a_checkpoint_without_its_last_file_is_not_resumed_from(tmp_path: Path) -> None:
     for step, files in ((4, ["session.pt"]), (8, ["session.pt"]), (12, ["model.safetensors"])):
         folder = tmp_path / f"checkpoint-{step}"
@@ -179,10 +203,12 @@ def test_gradients_of_held_zeros_do_not_count_when_gradients_are_clipped(
             self._seen[-1]["clipped"] = math.sqrt(total)
 
     norm = _Norm()
-    apply(recipe(pico, corpus, gradual(), norm, max_steps=2), evaluate=False)
+    applied = apply(recipe(pico, corpus, gradual(), norm, max_steps=2), evaluate=False)
     for seen in norm._seen:
         assert seen["norm"] > 1
         assert seen["clipped"] == pytest.approx(1.0, rel=1e-4)
+    logged = [entry["grad_norm"] for entry in applied.report["stages"][0]["log"]]
+    assert logged == pytest.approx([seen["norm"] for seen in norm._seen], rel=1e-4)
 
 
 @pytest.mark.parametrize("setting", ["bf16", "gradient_checkpointing"])
