@@ -81,6 +81,7 @@ def read_windows(engine: Engine, data: Path, count: int) -> list[list[int]]:
     assert folder is not None
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / about.file))
     tokenizer.no_truncation()
+    tokenizer.no_padding()
     tokens = tokenizer.encode(data.read_text(encoding="utf-8"), add_special_tokens=False).ids
     if len(tokens) < count * WINDOW:
         sys.exit(f"{data}: too short for {count} windows of {WINDOW} tokens")

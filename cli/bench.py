@@ -79,8 +79,10 @@ def baseline(path: Path, against: str | None) -> Iterator[Path | None]:
     from ..engine.export import export
 
     base = checkpoint_folder(base_model(path))
-    with tempfile.TemporaryDirectory(prefix="paring-") as folder, progress() as report:
-        yield export(base, Path(folder) / "dense", progress=report)
+    with tempfile.TemporaryDirectory(prefix="paring-") as folder:
+        with progress() as report:  # ends before the benchmark's own begins
+            dense = export(base, Path(folder) / "dense", progress=report)
+        yield dense
 
 
 def base_model(path: Path) -> str:

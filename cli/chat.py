@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import GraphError
+from ..errors import DataError, GraphError
 from .console import console, errors
 from .generate import (
     CACHE,
@@ -16,7 +16,6 @@ from .generate import (
     SEED,
     STOP,
     THREADS,
-    TOP_K,
     Cache,
     load,
     print_stream,
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ..engine import Engine, Generation
 
 # Where neither the command line nor the graph's generation settings say.
-TEMPERATURE, TOP_P = 0.7, 0.95
+DEFAULTS = {"temperature": 0.7, "top_k": 0, "top_p": 0.95}
 
 
 def register(app: typer.Typer) -> None:
@@ -41,12 +40,14 @@ def chat(
     temperature: float | None = typer.Option(
         None,
         min=0.0,
-        help=f"0 takes the likeliest token; the graph's own setting, or {TEMPERATURE}.",
+        help=f"0 takes the likeliest token; the graph's own setting, or {DEFAULTS['temperature']}.",
     ),
-    top_k: int = TOP_K,
+    top_k: int | None = typer.Option(
+        None, min=0, help="Draw among this many likeliest tokens, 0 = all; the graph's own, or 0."
+    ),
     top_p: float | None = typer.Option(
         None,
-        help=f"Draw among the likeliest that hold this probability; the graph's own, or {TOP_P}.",
+        help=f"Draw among the likeliest that hold this probability; the graph's own, or {DEFAULTS['top_p']}.",
     ),
     seed: int = SEED,
     stop: list[str] = STOP,
@@ -59,20 +60,38 @@ def chat(
     Ctrl-C cuts an answer short.
     """
     engine = load(path, threads, kernels, cache)
-    own = engine.graph.generation
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     settings = {
         "max_tokens": max_tokens,
-        "temperature": _first(temperature, own.get("temperature"), TEMPERATURE),
-        "top_k": top_k,
-        "top_p": _first(top_p, own.get("top_p"), TOP_P),
+        **DEFAULTS,
+        **_own_settings(engine.graph.generation, str(path)),
+        **{name: value for name, value in given.items() if value is not None},
         "seed": seed,
         "stop": stop,
     }
     Conversation(engine, system, settings).run()
 
 
-def _first(*choices: Any) -> Any:
-    return next(choice for choice in choices if choice is not None)
+def _own_settings(generation: dict[str, Any], path: str) -> dict[str, Any]:
+    """The graph's own way of drawing tokens. Raises GraphError for a value of another type."""
+    found: dict[str, Any] = {}
+    for name, kinds in (("temperature", (int, float)), ("top_k", (int,)), ("top_p", (int, float))):
+        value = generation.get(name)
+        if value is None:
+            continue
+        if type(value) not in kinds:
+            raise GraphError(f"{path}: generation.{name} is {value!r}; it must be a number")
+        found[name] = value
+    if generation.get("do_sample") is False:
+        found["temperature"] = 0.0
+    left_out = sorted(generation.keys() - {*found, "do_sample"})
+    if left_out:
+        errors.print(
+            f"The model's own {', '.join(left_out)}: not known to the engine, left out.",
+            style="yellow",
+            highlight=False,
+        )
+    return found
 
 
 class Conversation:
@@ -97,6 +116,8 @@ class Conversation:
             except (EOFError, KeyboardInterrupt):
                 console.print()
                 return
+            except UnicodeDecodeError as error:
+                raise DataError(f"the message is not UTF-8 text ({error})") from None
             if said == "/exit":
                 return
             if said == "/clear":

@@ -87,6 +87,7 @@ def load_engine(path: str, threads: int | None) -> tuple[Encode, Logits]:
         raise GraphError(f"{path}: the graph has no tokenizer; export a checkpoint that has one")
     tokenizer = tokenizers.Tokenizer.from_file(str(graph.folder / graph.tokenizer.file))
     tokenizer.no_truncation()
+    tokenizer.no_padding()
 
     def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
         found = tokenizer.encode(text, add_special_tokens=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..errors import DataError
 from .console import errors, progress
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def generate(
     json: bool = typer.Option(False, "--json", help="Print one JSON object at the end instead."),
 ) -> None:
     """Continue a prompt; the text appears as it is made."""
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read_stdin() if prompt == "-" else prompt
     engine = load(path, threads, kernels, cache)
     generation = engine.stream(
         [{"role": "user", "content": text}] if chat else text,
@@ -90,6 +91,14 @@ def generate(
     found = asdict(answer)
     found["timings"] |= speeds(answer.timings)
     typer.echo(dumps({"prompt": text, **found}, indent=2, ensure_ascii=False))
+
+
+def _read_stdin() -> str:
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"the prompt on stdin is not UTF-8 text ({error})") from None
 
 
 def load(path: Path, threads: int | None, kernels: str, cache: Cache) -> Engine:

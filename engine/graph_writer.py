@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import GraphError
 from . import storage
+from .checkpoint import TOKENIZER
 from .graph import (
     FORMAT,
     GRAPH_FILE,
@@ -47,9 +48,9 @@ class GraphWriter:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
-        if self.folder.exists() and not _replaceable(self.folder):
+        if self.folder.exists() and (foreign := _foreign(self.folder)):
             raise GraphError(
-                f"{self.folder}: not empty and not a graph; name a new folder for the graph"
+                f"{self.folder}: has {foreign!r}, which is no part of a graph and would be lost; name a new folder"
             )
         self.tensors: dict[str, Tensor] = {}
 
@@ -181,8 +182,13 @@ def _float_code(name: str, values: Array) -> Literal["f32", "f16"]:
     return "f16" if values.dtype == np.float16 else "f32"
 
 
-def _replaceable(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / GRAPH_FILE).exists() or not any(folder.iterdir()))
+def _foreign(folder: Path) -> str | None:
+    """A name in the folder that no graph has; everything in it is about to be replaced."""
+    if not folder.is_dir():
+        return folder.name
+    names = {path.name for path in folder.iterdir()}
+    own = {GRAPH_FILE, TENSOR_FILE, TOKENIZER} if GRAPH_FILE in names else set()
+    return min(names - own, default=None)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -199,7 +205,12 @@ def _publish(temporary: Path, final: Path) -> None:
     if final.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{final.name}-old-", dir=final.parent))
         os.rename(final, old)
-    os.rename(temporary, final)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if old is not None:
+            os.rename(old, final)
+        raise
     for folder in (final, final.parent):
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)

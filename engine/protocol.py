@@ -40,7 +40,7 @@ def measure(
 def read_items(path: Path, count: int) -> list[tuple[str, str]]:
     """The first `count` prompts and answers of a file of `{"question": ..., "answer": ...}` lines."""
     found: list[tuple[str, str]] = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(_read(path).split("\n"), 1):
         if len(found) == count:
             break
         if not line.strip():

@@ -25,9 +25,12 @@ LARGEST_INT = 2**53
 def parse(data: bytes, where: str) -> Any:
     """The JSON document in `data` (UTF-8)."""
     try:
-        return json.loads(
+        document = json.loads(
             data.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_no_constant
         )
+        # "\\ud800" is JSON but half a character, which no file name or tensor name can hold.
+        json.dumps(document, ensure_ascii=False).encode()
+        return document
     except (ValueError, RecursionError) as error:
         raise GraphError(f"{where}: not valid JSON ({error}); {REMAKE}") from None
 

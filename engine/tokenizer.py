@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import jinja2
 import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 import tokenizers
 
@@ -40,7 +43,8 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.bos = bos
         self.eos = tuple(eos)
-        self._template = _compile(chat_template, path) if chat_template is not None else None
+        self._path = path
+        self._source = chat_template
 
     @classmethod
     def of(cls, graph: Graph) -> Tokenizer | None:
@@ -52,7 +56,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._template is not None
+        return self._source is not None
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`; `special` lets the tokenizer add the tokens it begins texts with."""
@@ -60,12 +64,18 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise GraphError(f"the text is not valid Unicode ({error})") from None
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        except Exception as error:  # bare, as above
+            raise GraphError(f"{self._path}: the tokenizer refuses this text ({error})") from None
         return ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of `ids`, without special tokens unless asked for."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+        try:
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+        except Exception as error:
+            raise GraphError(f"{self._path}: the tokenizer refuses these ids ({error})") from None
         return text
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
@@ -74,11 +84,14 @@ class Tokenizer:
         messages: dictionaries with `role` and `content`. Raises GraphError when there is no
         template or it refuses the messages.
         """
-        if self._template is None:
+        if self._source is None:
             raise GraphError("the graph has no chat template; give the prompt as plain text")
+        template = self._template
         try:
-            text = self._template.render(
+            text = template.render(
                 messages=list(messages),
+                tools=None,
+                documents=None,
                 add_generation_prompt=True,
                 bos_token=self._special(self.bos),
                 eos_token=self._special(self.eos[0] if self.eos else None),
@@ -87,15 +100,31 @@ class Tokenizer:
             raise GraphError(f"the chat template refuses these messages: {error!r}") from None
         return self.encode(text, special=False)
 
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        """Compiled when it is first needed: a graph whose template is broken still continues text."""
+        assert self._source is not None
+        return _compile(self._source, self._path)
+
     def _special(self, token: int | None) -> str:
         text = self._tokenizer.id_to_token(token) if token is not None else None
         return text or ""
 
 
+class _Answers(jinja2.ext.Extension):
+    """{% generation %}, by which templates mark answers for training; here its contents alone."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def _compile(source: str, path: Path) -> jinja2.Template:
     """A template that can reach nothing but its arguments (the environment of transformers)."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Answers]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse

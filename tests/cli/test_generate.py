@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from paring.cli.chat import _own_settings
+from paring.errors import GraphError
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}a"
 
@@ -100,6 +104,32 @@ def test_bad_input_ends_with_a_message(checkpoint: Path, tmp_path: Path) -> None
         assert (done.returncode, done.stdout) == (2, ""), words
         assert done.stderr.strip()
         assert "Traceback" not in done.stderr
+
+
+def test_text_that_is_not_utf8_is_told(checkpoint: Path) -> None:
+    for words in (("generate", checkpoint, "-"), ("chat", checkpoint)):
+        done = subprocess.run(
+            [sys.executable, "-m", "paring", *map(str, words)],
+            input=b"a\xff\n",
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+            timeout=60,
+        )
+        assert done.returncode == 2
+        assert b"not UTF-8 text" in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_conversation_draws_as_the_model_says(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"temperature": 0.5, "top_k": 4, "do_sample": True, "min_p": 0.1}
+    assert _own_settings(own, "out") == {"temperature": 0.5, "top_k": 4}
+    assert "min_p: not known to the engine" in capsys.readouterr().err
+    assert _own_settings({**own, "do_sample": False}, "out")["temperature"] == 0
+    for wrong in ({"temperature": "hot"}, {"top_k": 1.5}, {"top_p": [1]}, {"top_p": True}):
+        with pytest.raises(GraphError, match=r"out: generation\.\w+ is .*; it must be a number"):
+            _own_settings(wrong, "out")
 
 
 def test_a_conversation_goes_on_until_it_is_left(checkpoint: Path) -> None:

@@ -400,9 +400,13 @@ def test_replaces_a_graph_but_no_other_folder(llama: Callable[..., Path]) -> Non
     export(folder, head="f16")
     assert "lm_head.weight" in read_graph(folder).tensors
     names = set(os.listdir(folder))
-    with pytest.raises(GraphError, match="not a graph"):
+    with pytest.raises(GraphError, match="which is no part of a graph"):
         export(folder, folder)
     assert set(os.listdir(folder)) == names
+    (folder / "graph" / "README.md").write_text("mine")
+    with pytest.raises(GraphError, match=r"graph: has 'README.md', which .* would be lost"):
+        export(folder)
+    assert (folder / "graph" / "README.md").read_text() == "mine"
     assert not [name for name in names if name.startswith(".")]
 
 

@@ -139,6 +139,24 @@ def test_prompts_of_every_kind(llama: Callable[..., Path]) -> None:
         engine.generate([])
 
 
+def test_templates_made_for_training_render_as_in_transformers(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    byte_level().save(str(file))
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+        "{% if tools is not none or documents is not none %}tools{% endif %}"
+    )
+    tokenizer = Tokenizer(file, chat_template=template)
+    assert tokenizer.chat([{"role": "user", "content": "hi"}]) == tokenizer.encode("hi")
+
+
+def test_errors_of_the_tokenizers_library_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    Tokenizers(models.WordLevel({"a": 0}, unk_token="[UNK]")).save(str(file))
+    with pytest.raises(GraphError, match=r"tokenizer\.json: the tokenizer refuses this text"):
+        Tokenizer(file).encode("b")
+
+
 def test_chat_templates_can_reach_nothing(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     byte_level().save(str(file))
@@ -154,10 +172,11 @@ def test_chat_templates_can_reach_nothing(tmp_path: Path) -> None:
     ):
         with pytest.raises(GraphError, match="chat template"):
             Tokenizer(file, chat_template=template).chat([{"role": "user"}])
-    with pytest.raises(GraphError, match="can't be parsed"):
-        Tokenizer(file, chat_template="{% for")
-    with pytest.raises(GraphError, match="can't be parsed"):
-        Tokenizer(file, chat_template="{% for a in b %}" * 30 + "{% endfor %}" * 30)
+    for template in ("{% for", "{% for a in b %}" * 30 + "{% endfor %}" * 30):
+        broken = Tokenizer(file, chat_template=template)
+        assert broken.encode("a")  # plain text does not need it
+        with pytest.raises(GraphError, match="can't be parsed"):
+            broken.chat([{"role": "user"}])
     with pytest.raises(GraphError, match="not valid Unicode"):
         Tokenizer(file).encode("\udcff")
     with pytest.raises(GraphError, match="no chat template"):

@@ -57,6 +57,13 @@ def test_items_are_written_as_the_protocol_says(tmp_path: Path) -> None:
     assert answer[0] == ord("1") % 64  # the token ` 1` is the answer's
 
 
+def test_separators_inside_of_strings_end_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    item = {"question": "a\u2028b", "answer": "c\x85d\u2029"}
+    path.write_text(json.dumps(item, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_items(path, 1) == [("Question: a\u2028b\nAnswer:", " c\x85d\u2029")]
+
+
 @pytest.mark.parametrize("line", ["[]", "{}", '{"question": "q"}', "text", "3"])
 def test_bad_items_are_told_by_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "items.jsonl"
