@@ -6,7 +6,7 @@
 The cases are in `training_cases.yaml`. Training also adapts a model to the text's style, so each recovery is compared
 with the dense model after the same steps. A case is measured on 40 windows of 512 tokens of `wikitext-2/dev.txt`, on
 the answers of 64 problems of `gsm8k/dev.jsonl`, and on the text again with W8A8 after it. Checkpoints stay in --work: a
-case that starts from another finds it there, a stopped one goes on from its last saved step, and one whose result is in
+case that starts from another finds it there, a stopped one goes on from its last saved step, and one whose result with these steps is in
 FILE.jsonl is not run again unless `--again` is given. `overhead` times steps of Paring's loop and of a plain Trainer.
 """
 
@@ -35,6 +35,7 @@ from paring.modifiers import registry
 from paring.pipeline import load_model
 from paring.pipeline.data import training_examples
 from paring.pipeline.examples import collate
+from paring.pipeline.heap import kept_heap
 from paring.pipeline.own_text import store_texts, write_texts
 from paring.pipeline.pared import Pared
 from paring.pipeline.train import run_training
@@ -111,7 +112,8 @@ def run_w8a8(
         evaluate=False,
         progress=report,
     )
-    return {"case": name + QUANTIZED} | perplexities(Pared.load(str(output)), options)
+    found = perplexities(Pared.load(str(output)), options)
+    return {"case": name + QUANTIZED, "steps": options.steps} | found
 
 
 def folder_of(name: str, cases: dict[str, Any], options: argparse.Namespace) -> Path:
@@ -204,7 +206,8 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
             examples,
             callbacks=[clock],
         )
-        plain.train()
+        with kept_heap():  # as Paring's loop has it; without, a step of either takes longer
+            plain.train()
         found["plain"] += between(clock.times)
         hold = registry()["ConstantPruning"](ignore=["lm_head"])
         once.masks.apply(model)  # the plain loop has filled them
@@ -296,14 +299,18 @@ def parse(cases: dict[str, Any]) -> argparse.Namespace:
     return options
 
 
-def rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def rows(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What was measured with these steps, by case."""
+    file = options.results
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = [json.loads(line) for line in lines]
+    return {row["case"]: row for row in found if row.get("steps", options.steps) == options.steps}
 
 
 def main() -> None:
     cases = yaml.safe_load((HERE / "training_cases.yaml").read_text())
     options = parse({name: case or {} for name, case in cases.items()})
-    known = {row["case"] for row in rows(options.results)}
+    known = rows(options)
     chosen = dict.fromkeys(cases.get(name, {}).get("same", name) for name in options.cases)
     for name in (each for case in chosen for each in (case, case + QUANTIZED)):
         case = name.removesuffix(QUANTIZED)
@@ -318,7 +325,7 @@ def main() -> None:
         with options.results.open("a") as file:
             file.write(json.dumps(result) + "\n")
         print(json.dumps(result), flush=True)
-    text = table(cases, {row["case"]: row for row in rows(options.results)})
+    text = table(cases, rows(options))
     print(text)
     if options.table:
         put(options.table, "training.py", text)
