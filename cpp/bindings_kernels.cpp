@@ -146,6 +146,7 @@ py::array_t<float> linear(const std::string& name, const PackedMatrix& w, const 
     const RunFn run = row.run[static_cast<size_t>(w.layout)];
     if (run == nullptr) throw std::invalid_argument("kernels: row '" + name + "' does not run this layout");
     if (parts < 1) throw std::invalid_argument("parts must be at least 1");
+    if (guard > 4096) throw std::invalid_argument("guard must be at most 4096");
     const Input input(row, w, x);
     const Aligned scratch(run_scratch_bytes(w));
     const size_t m = static_cast<size_t>(input.view.m), width = static_cast<size_t>(w.n) + 2 * guard;

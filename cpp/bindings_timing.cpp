@@ -94,6 +94,7 @@ constexpr size_t kAhead = 192;  // words prefetched ahead, as the kernels do
 
 // Each pass reads `bytes` of memory once, shared among the threads.
 std::vector<double> time_reading(size_t bytes, int threads, int passes) {
+    if (threads < 1 || passes < 1) throw std::invalid_argument("threads and passes must be at least 1");
     const size_t share = bytes / static_cast<size_t>(threads) / 256 * 32;
     const size_t words = share * static_cast<size_t>(threads);
     const Memory memory = aligned(words * 8);

@@ -36,9 +36,9 @@ void store_bytes(int8_t* to, __m128i words) {
 int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t first, int32_t last, float scale) {
     const bool fine = out.spec.mode == InputMode::int16;
     const __m256 divisor = _mm256_set1_ps(scale);
-    const __m256 limit = _mm256_set1_ps(fine ? 32000.0F : 512.0F), lower = _mm256_set1_ps(fine ? -32000.0F : -512.0F);
+    const __m256 limit = _mm256_set1_ps(fine ? 16256.0F : 512.0F), lower = _mm256_set1_ps(fine ? -16256.0F : -512.0F);
     const __m256i zero_point = _mm256_set1_epi32(out.spec.zero_point);
-    const __m256i top = _mm256_set1_epi32(fine ? 32000 : 127), bottom = _mm256_set1_epi32(fine ? -32000 : -128);
+    const __m256i top = _mm256_set1_epi32(fine ? 16256 : 127), bottom = _mm256_set1_epi32(fine ? -16256 : -128);
     __m256i sum = _mm256_setzero_si256();
     for (int32_t j = first; j < first + (last - first + 15) / 16 * 16; j += 8) {
         const __m256i live = lanes(last - j);

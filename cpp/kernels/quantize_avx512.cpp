@@ -21,9 +21,9 @@ int32_t largest_bits(const float* x, int32_t count) {
 int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t first, int32_t last, float scale) {
     const bool fine = out.spec.mode == InputMode::int16;
     const __m512 divisor = _mm512_set1_ps(scale);
-    const __m512 limit = _mm512_set1_ps(fine ? 32000.0F : 512.0F), lower = _mm512_set1_ps(fine ? -32000.0F : -512.0F);
+    const __m512 limit = _mm512_set1_ps(fine ? 16256.0F : 512.0F), lower = _mm512_set1_ps(fine ? -16256.0F : -512.0F);
     const __m512i zero_point = _mm512_set1_epi32(out.spec.zero_point);
-    const __m512i top = _mm512_set1_epi32(fine ? 32000 : 127), bottom = _mm512_set1_epi32(fine ? -32000 : -128);
+    const __m512i top = _mm512_set1_epi32(fine ? 16256 : 127), bottom = _mm512_set1_epi32(fine ? -16256 : -128);
     __m512i sum = _mm512_setzero_si512();
     for (int32_t j = first; j < last; j += 16) {
         const __mmask16 live = lanes(last - j);

@@ -32,9 +32,9 @@ void store_bytes(int8_t* to, int32x4_t q) {
 // Sum of q over columns [first, last) of one token; last is rounded up to 16, what lies past it becomes 0.
 int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t first, int32_t last, float scale) {
     const bool fine = out.spec.mode == InputMode::int16;
-    const float32x4_t divisor = vdupq_n_f32(scale), limit = vdupq_n_f32(fine ? 32000.0F : 512.0F);
+    const float32x4_t divisor = vdupq_n_f32(scale), limit = vdupq_n_f32(fine ? 16256.0F : 512.0F);
     const int32x4_t zero_point = vdupq_n_s32(out.spec.zero_point), lane = {0, 1, 2, 3};
-    const int32x4_t top = vdupq_n_s32(fine ? 32000 : 127), bottom = vdupq_n_s32(fine ? -32000 : -128);
+    const int32x4_t top = vdupq_n_s32(fine ? 16256 : 127), bottom = vdupq_n_s32(fine ? -16256 : -128);
     int32x4_t sum = vdupq_n_s32(0);
     for (int32_t j = first; j < first + (last - first + 15) / 16 * 16; j += 4) {
         int32x4_t q = vdupq_n_s32(0);

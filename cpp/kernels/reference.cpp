@@ -30,7 +30,9 @@ float choose_scale(const InputSpec& spec, const float* x, int32_t first, int32_t
 
 int32_t quantize_one(const InputSpec& spec, float x, float scale) {
     if (!(scale > 0)) return 0;
-    if (spec.mode == InputMode::int16) return static_cast<int32_t>(std::nearbyint(x / scale));
+    // A scale below the normal numbers is rounded so far that the quotient may leave its range.
+    if (spec.mode == InputMode::int16)
+        return static_cast<int32_t>(std::clamp(std::nearbyint(x / scale), -16256.0F, 16256.0F));
     const float q = std::nearbyint(std::clamp(x / scale, -512.0F, 512.0F));
     return std::clamp(static_cast<int32_t>(q) + spec.zero_point, -128, 127);
 }

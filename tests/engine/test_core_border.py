@@ -266,3 +266,9 @@ def test_random_damage_gives_an_error_or_logits() -> None:
             continue
         assert logits.shape == (VOCABULARY, graph.model.vocab_size)
     assert 50 < refused < 290  # else the damage is too mild, or too coarse, to show anything
+
+
+def test_what_measures_refuses_counts_that_are_none() -> None:
+    for threads, passes in ((0, 1), (-1, 1), (1, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            _core.kernels.time_reading(4096, threads, passes)

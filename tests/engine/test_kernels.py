@@ -330,7 +330,7 @@ def test_rows_quantize_inputs_alike(row: str, mode: str, group: int) -> None:
         x = (seeded(k).standard_normal((2 + len(strange), k)) * 5).astype(np.float32)
         for token, value in enumerate(strange):
             x[token, k // 2] = value
-        x[1, :] = 1e-44
+        x[1, :] = (1e-44, 1e-40, 3.39e-41)[k % 3]  # their scales are hardly numbers any more
         expected = kernels.quantize("reference", packed, x)
         found = kernels.quantize(row, packed, x)
         for part, values in expected.items():
