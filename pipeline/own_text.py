@@ -7,6 +7,7 @@ but the opening of a user's turn writes question and answer (Magpie, Xu et al. 2
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from .models import quiet_transformers
 
 TOGETHER = 16  # texts written side by side
 NEVER = -1  # no token: with none given, generation ends at the model's own last one
+LOOP = 3.0  # times that a text may be larger than compressed; prose has 2 to 2.5, code up to 3
+SHORTEST = 256  # bytes of a text of which that can be said
+TRIES = 4  # texts drawn for each one wanted, at most
 MARK = "\x02"  # stands for the user's message in the chat template
 
 
@@ -39,8 +43,9 @@ def write_texts(
     """`count` texts of `length` tokens each, which end where the tokens do, not where the model would.
 
     Every second batch of a model with a chat template begins in a user's turn, the others at the beginning of a
-    document. The same seed gives the same texts. Raises ModelError when the model has no token to begin with, is too
-    short for `length`, or its logits are not finite.
+    document. Texts that repeat themselves, as small models' do, are drawn anew. The same seed gives the same texts.
+    Raises ModelError when the model has no token to begin with, is too short for `length`, its logits are not finite,
+    or it writes hardly anything but repetitions.
     """
     openings = list(_openings(tokenizer))
     if not openings:
@@ -61,10 +66,15 @@ def write_texts(
         pad_token_id=0,
     )
     texts: list[str] = []
+    batches = drawn = 0
     with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(seed)
         while len(texts) < count:
-            opening = openings[len(texts) // TOGETHER % len(openings)]
+            if drawn > TRIES * max(count, TOGETHER):
+                raise ModelError(
+                    f"of {drawn} texts {drawn - len(texts)} repeat themselves; give a higher temperature"
+                )
+            opening = openings[batches % len(openings)]
             ids = torch.tensor([opening] * min(TOGETHER, count - len(texts)), device=model.device)
             try:
                 found = model.generate(
@@ -74,10 +84,18 @@ def write_texts(
                 raise ModelError(
                     f"the model can't write: {error}; check that its weights are finite"
                 ) from error
-            texts += tokenizer.batch_decode(found[:, len(opening) :])
+            batches, drawn = batches + 1, drawn + len(found)
+            written = tokenizer.batch_decode(found[:, len(opening) :])
+            texts += [text for text in written if not is_loop(text)]
             if progress:
                 progress("write", len(texts), count)
     return texts
+
+
+def is_loop(text: str) -> bool:
+    """Whether a text repeats itself, so that it compresses far better than prose or code."""
+    data = text.encode(errors="replace")
+    return len(data) >= SHORTEST and len(data) > LOOP * len(zlib.compress(data))
 
 
 def store_texts(file: Path, texts: list[str]) -> None:

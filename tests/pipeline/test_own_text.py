@@ -15,7 +15,7 @@ from paring import Recipe, apply
 from paring.cli import application
 from paring.errors import DataError, ModelError, ParingError, RecipeError
 from paring.pipeline import load_model
-from paring.pipeline.own_text import TOGETHER, write_texts
+from paring.pipeline.own_text import TOGETHER, is_loop, write_texts
 
 CHAT = "{% for m in messages %}the user: {{ m.content }} . {% endfor %}"
 
@@ -70,6 +70,16 @@ def test_cold_it_writes_what_is_likeliest_from_each_opening(pico: Path) -> None:
     assert found[0] == found[TOGETHER - 1] == likeliest(model, tokenizer, [first], 12)
     turn = tokenizer("the user: ", add_special_tokens=False)["input_ids"]
     assert found[TOGETHER] == likeliest(model, tokenizer, turn, 12)
+
+
+def test_loops_are_drawn_anew(pico: Path) -> None:
+    assert is_loop("the same words again, " * 20)
+    assert not is_loop("the same " * 8)  # too short to tell
+    assert not is_loop(Path(__file__).read_text(encoding="utf-8")[:1500])
+    model, tokenizer = load_model(pico)
+    with pytest.raises(ModelError, match="repeat themselves; give a higher temperature"):
+        write_texts(model, tokenizer, 2, 255, temperature=1e-4)
+    assert not any(map(is_loop, write_texts(model, tokenizer, 4, 255, temperature=1.5)))
 
 
 def test_it_draws_as_the_model_says(pico: Path) -> None:
