@@ -6,8 +6,9 @@
 The cases are in `training_cases.yaml`. Training also adapts a model to the text's style, so each recovery is compared
 with the dense model after the same steps. A case is measured on 40 windows of 512 tokens of `wikitext-2/dev.txt`, on
 the answers of 64 problems of `gsm8k/dev.jsonl`, and on the text again with W8A8 after it. Checkpoints stay in --work: a
-case that starts from another finds it there, a stopped one goes on from its last saved step, and one whose result with these steps is in
-FILE.jsonl is not run again unless `--again` is given. `overhead` times steps of Paring's loop and of a plain Trainer.
+case that starts from another finds it there, a stopped one goes on from its last saved step, and one whose result with
+these steps is in FILE.jsonl is not run again unless `--again` is given. `overhead` times steps of Paring's loop and of
+a plain Trainer.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -18,12 +18,14 @@ NO_LOSS = -100  # label that the loss skips (torch's ignore_index)
 class Example:
     """One training sequence; `labels` holds -100 where there is no loss.
 
-    `positions` of a packed one begin anew at each of the sequences in it, which don't see one another.
+    `positions` of a packed one begin anew at each of the sequences in it, which don't see one another. `part` is the
+    place of its data set in a mixture, None without one.
     """
 
     input_ids: list[int]
     labels: list[int]
     positions: list[int] | None = None
+    part: int | None = None
 
 
 class Examples(Dataset[Example]):
@@ -108,7 +110,7 @@ def mix(
         places, probabilities=_shares(weights), seed=seed, stopping_strategy=stopping
     )
     columns = (mixed[name][:] for name in ("part", "row"))
-    return [parts[part][row] for part, row in zip(*columns, strict=True)]
+    return [replace(parts[part][row], part=part) for part, row in zip(*columns, strict=True)]
 
 
 def mix_streams(
@@ -121,16 +123,19 @@ def mix_streams(
     from datasets import IterableDataset as Stream
     from datasets import interleave_datasets
 
-    streams = [Stream.from_generator(_rows_of, gen_kwargs={"part": part}) for part in parts]
+    streams = [
+        Stream.from_generator(_rows_of, gen_kwargs={"make": make, "part": part})
+        for part, make in enumerate(parts)
+    ]
     mixed = interleave_datasets(
         streams, probabilities=_shares(weights), seed=seed, stopping_strategy=stopping
     )
     for row in mixed:
-        yield Example(row["input_ids"], row["labels"], row["positions"])
+        yield Example(row["input_ids"], row["labels"], row["positions"], row["part"])
 
 
-def _rows_of(part: Callable[[], Iterator[Example]]) -> Iterator[dict[str, object]]:
-    return (vars(example) for example in part())
+def _rows_of(make: Callable[[], Iterator[Example]], part: int) -> Iterator[dict[str, object]]:
+    return (vars(replace(example, part=part)) for example in make())
 
 
 def _shares(weights: Sequence[float]) -> list[float]:
@@ -140,7 +145,8 @@ def _shares(weights: Sequence[float]) -> list[float]:
 def collate(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
     """A batch, int64 [batch, longest], padded on the right; labels of padding carry no loss.
 
-    With a packed example in it, it has `position_ids` too; padding then is a sequence of its own.
+    With a packed example in it, it has `position_ids` too; padding then is a sequence of its own. Of a mixture it has
+    `parts` [batch].
     """
     width = max(len(example.input_ids) for example in examples)
 
@@ -155,4 +161,7 @@ def collate(examples: list[Example], pad: int) -> dict[str, torch.Tensor]:
     if any(e.positions is not None for e in examples):
         positions = [e.positions or list(range(len(e.input_ids))) for e in examples]
         batch["position_ids"] = torch.tensor([p + list(range(width - len(p))) for p in positions])
+    parts = [e.part for e in examples if e.part is not None]
+    if parts:
+        batch["parts"] = torch.tensor(parts)
     return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
@@ -37,6 +37,10 @@ class Distillation(_Distilling):
     """Keep only so many of the likeliest tokens, all others count as one; not given: the whole vocabulary, two bytes
     for each of its tokens at every place."""
 
+    parts: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    """Only sequences of these parts of the mixture, by their place in it, from 0; not given: all. With own text as a
+    part (`recipe write`) the model is held to its teacher there alone, and free to learn the other text's style."""
+
     _cache: LogitCache | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
@@ -63,14 +67,31 @@ class Distillation(_Distilling):
     def on_loss(
         self, session: Session, loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any
     ) -> torch.Tensor:
+        student = outputs.logits
+        if self.parts is not None:
+            rows = self._rows(session, batch)
+            if not rows.any():  # logged all the same: other processes may have such rows
+                self.log_loss(session, "kl", loss.new_zeros(()))
+                return loss
+            batch, student = {n: value[rows] for n, value in batch.items()}, student[rows]
         if self._cache is None:
-            teacher = self.teacher_outputs(session, batch).logits
-            self._check_vocabulary(teacher, outputs.logits)
-            kl = divergence(outputs.logits, teacher, batch["labels"], self.temperature)
+            teacher = self.teacher_outputs(session, batch, self.parts or "the batch").logits
+            self._check_vocabulary(teacher, student)
+            kl = divergence(student, teacher, batch["labels"], self.temperature)
         else:
-            kl = self._cached_divergence(session, self._cache, batch, outputs.logits)
+            kl = self._cached_divergence(session, self._cache, batch, student)
         self.log_loss(session, "kl", kl)
         return loss + self.weight * kl
+
+    def _rows(self, session: Session, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Which rows are of the parts asked for, bool [batch]."""
+        if "parts" not in batch:
+            raise ModelError(
+                f"{session.label(self)} has `parts`, but the batches don't say which part of a mixture a row is of;"
+                " give `data` a mixture, or remove it"
+            )
+        wanted = torch.tensor(self.parts, device=batch["parts"].device)
+        return torch.isin(batch["parts"], wanted)
 
     def _check_vocabulary(self, teacher: torch.Tensor, student: torch.Tensor) -> None:
         if teacher.shape[-1] != student.shape[-1]:

@@ -47,9 +47,11 @@ class _Distilling(Modifier):
             session.teachers[self.teacher] = teacher.to(session.device).eval().requires_grad_(False)
         return session.teachers[self.teacher]
 
-    def teacher_outputs(self, session: Session, batch: Mapping[str, Any]) -> Any:
-        """The teacher's outputs for the batch, computed once for all who share it."""
-        key = f"teacher {self.teacher}"
+    def teacher_outputs(
+        self, session: Session, batch: Mapping[str, Any], of: object = "the batch"
+    ) -> Any:
+        """The teacher's outputs, computed once for all who share it; `of` names which rows `batch` has."""
+        key = f"teacher {self.teacher} of {of}"
         if key not in session.per_batch:
             wanted = {
                 other.asks_for: True

@@ -43,6 +43,31 @@ def test_kl_is_the_formula_token_by_token():
     )
 
 
+def test_kl_on_some_parts_of_a_mixture_asks_the_teacher_about_those_rows_alone(pico):
+    model, teacher = pico(0), pico(1)
+    rows = []
+    teacher.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    data = batch() | {"parts": torch.tensor([0, 2])}
+    with torch.no_grad():
+        student, wanted = (
+            net(input_ids=data["input_ids"], attention_mask=data["attention_mask"]).logits[1:]
+            for net in (model, teacher)
+        )
+    rows.clear()
+    expected = float(divergence(student, wanted, data["labels"][1:], 1.0))
+    kinds = [Distillation(teacher="x", parts=[1, 2]), Distillation(teacher="x")]
+    logs = first_loss(model, kinds, teacher, data)
+    assert logs["loss/kl"] == pytest.approx(expected, rel=1e-4)
+    assert logs["loss/kl#2"] != pytest.approx(expected, rel=1e-3)  # of both rows
+    assert sorted(rows) == [1, 2]
+    assert first_loss(model, [Distillation(teacher="x", parts=[1])], teacher, data)["loss/kl"] == 0
+    assert sorted(rows) == [1, 2]
+    with pytest.raises(ModelError, match="give `data` a mixture"):
+        first_loss(model, kinds, teacher, batch())
+
+
 def test_squarehead_is_the_formula_token_by_token():
     torch.manual_seed(0)
     student = tuple(torch.randn(2, 4, 3) for _ in range(3))
@@ -179,7 +204,7 @@ def first_loss(model, modifiers, teacher, data=None):
     session.begin(1, 1)
     session.before_step()
     data = data or batch()
-    outputs = model(**data)
+    outputs = model(**{name: value for name, value in data.items() if name != "parts"})
     session.loss(outputs.loss, data, outputs).backward()
     session.finish()
     return session.take_logs()

@@ -242,7 +242,9 @@ def mixture(corpus: Path, **fields: object) -> DataConfig:
 
 
 def share_of_text(examples: list[Example]) -> float:
-    return sum(e.labels == e.input_ids for e in examples) / len(examples)
+    for example in examples:
+        assert example.part == (0 if example.labels == example.input_ids else 1)
+    return sum(example.part == 0 for example in examples) / len(examples)
 
 
 def test_a_mixture_draws_by_weight_and_the_same_every_time(

@@ -201,11 +201,32 @@ def test_a_mistake_elsewhere(text: str, found: list[str]) -> None:
         ("{split: test}", "3:11: data needs either 'dataset' or 'mixture'; give one of them"),
         ("{mixture: [{dataset: x}]}", "3:22: 'mixture[0]' needs 'weight'; add it"),
         ("{mixture: [{dataset: x, weight: 0}]}", "weight is too small, got 0"),
+        ("{dataset: x, buffer_size: 9}", "'buffer_size' is for 'streaming'"),
+        ("{dataset: x, stopping_strategy: all_exhausted}", "is for a 'mixture'; remove it"),
+        (
+            "{dataset: x, prompt: '{a}', answer: '{b}', packing: true}",
+            "'packing' is for training; remove it",
+        ),
     ],
 )
 def test_a_mistake_in_data(data: str, problem: str) -> None:
     text = f"stages:\n  - run: oneshot\n    data: {data}\n    modifiers: [PicoQuantization: {{}}]\n"
     (found,) = problems(text)
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "problem"),
+    [
+        ("{dataset: x, samples: 3}", "counts a text in 'windows', not in 'samples'"),
+        (
+            "{dataset: x, prompt: '{a}', answer: '{b}', windows: 3}",
+            "counts answers in 'samples', not in 'windows'",
+        ),
+    ],
+)
+def test_a_mistake_in_evaluate(evaluate: str, problem: str) -> None:
+    (found,) = problems(oneshot("PicoPruning: {sparsity: 0.5}") + f"evaluate: {evaluate}\n")
     assert problem in found
 
 
