@@ -18,7 +18,6 @@ from pydantic import (
 )
 
 from ..modifiers.base import Modifier
-from ..modifiers.distillation.distillation import Distillation
 
 Whole = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -358,14 +357,12 @@ def _modifier_mistakes(stage: Stage, modifier: Modifier) -> Mistakes:
             (),
             f"{name} needs the weights trained, which lora freezes; give each a stage of its own",
         )
-    if isinstance(modifier, Distillation) and modifier.parts and stage.data is not None:
+    parts = getattr(modifier, "parts", None) if name == "Distillation" else None
+    if parts and stage.data is not None:
         count = len(stage.data.mixture or ())
-        if max(modifier.parts) >= count:
+        if max(parts) >= count:
             has = f"which has {count}, from 0" if count else "and there is none"
-            yield (
-                ("parts",),
-                f"parts are places in the data's mixture, {has}; got {max(modifier.parts)}",
-            )
+            yield ("parts",), f"parts are places in the data's mixture, {has}; got {max(parts)}"
     # How many steps a stage has is known here only if it says so; the session checks it again.
     steps = modifier.unit == "steps"
     length = stage.training.max_steps if steps else stage.training.epochs
