@@ -60,10 +60,8 @@ def run_training(
         total = min(total, config.max_steps)
     checkpoint = last_checkpoint(work)
     arguments = _arguments(config, total, work)
-    if (
-        arguments.n_gpu > 1
-    ):  # else the Trainer spreads a batch by DataParallel, and its loss is a vector
-        arguments._n_gpu = 1
+    # On several GPUs the Trainer would use DataParallel, whose loss is a vector; torchrun uses them all.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     driver = SessionDriver(session, steps_per_epoch, checkpoint, progress, processes)
     with (
         kept_heap(),
