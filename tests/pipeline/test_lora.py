@@ -163,7 +163,7 @@ def test_what_is_missing_is_told(pico: Path, monkeypatch: pytest.MonkeyPatch) ->
         pass
     monkeypatch.setitem(sys.modules, "peft", None)
     with (
-        pytest.raises(ModelError, match=r"paring\[lora\]"),
+        pytest.raises(ModelError, match=r"peft>=0.14"),
         adapters(model, LoraConfig(), Masks(), 0),
     ):
         pass
