@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -76,13 +75,8 @@ def main() -> int:
 
 def read_windows(engine: Engine, data: Path, count: int) -> list[list[int]]:
     """The first `count` windows of the text, as the perplexity protocol cuts them."""
-    about, folder = engine.graph.tokenizer, engine.graph.folder
-    assert about is not None
-    assert folder is not None
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / about.file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokens = tokenizer.encode(data.read_text(encoding="utf-8"), add_special_tokens=False).ids
+    assert engine.tokenizer is not None
+    tokens = engine.tokenizer.encode(data.read_text(encoding="utf-8"), special=False)
     if len(tokens) < count * WINDOW:
         sys.exit(f"{data}: too short for {count} windows of {WINDOW} tokens")
     return [tokens[i * WINDOW : (i + 1) * WINDOW] for i in range(count)]

@@ -76,24 +76,13 @@ def evaluate(
 
 def load_engine(path: str, threads: int | None) -> tuple[Encode, Logits]:
     """Tokenizer and logits of a graph."""
-    import tokenizers
-
     from ..engine import Engine
     from ..errors import GraphError
 
     engine = Engine.load(path, threads=threads)
-    graph = engine.graph
-    if graph.tokenizer is None or graph.folder is None:
+    if engine.tokenizer is None:
         raise GraphError(f"{path}: the graph has no tokenizer; export a checkpoint that has one")
-    tokenizer = tokenizers.Tokenizer.from_file(str(graph.folder / graph.tokenizer.file))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-
-    def encode(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        found = tokenizer.encode(text, add_special_tokens=False)
-        return found.ids, found.offsets
-
-    return encode, engine.logits
+    return engine.tokenizer.encode_with_places, engine.logits
 
 
 def load_torch(path: str, threads: int | None) -> tuple[Encode, Logits]:

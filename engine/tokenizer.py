@@ -60,15 +60,23 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of `text`; `special` lets the tokenizer add the tokens it begins texts with."""
+        ids: list[int] = self._encode(text, special).ids
+        return ids
+
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of `text` alone, and where in it each begins and ends."""
+        found = self._encode(text, special=False)
+        return found.ids, found.offsets
+
+    def _encode(self, text: str, special: bool) -> tokenizers.Encoding:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise GraphError(f"the text is not valid Unicode ({error})") from None
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+            return self._tokenizer.encode(text, add_special_tokens=special)
         except Exception as error:  # bare, as above
             raise GraphError(f"{self._path}: the tokenizer refuses this text ({error})") from None
-        return ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of `ids`, without special tokens unless asked for."""

@@ -117,9 +117,7 @@ class _Conversion:
         for kind, fields, old in entries:
             if kind in TRAINING:
                 if kind == "LearningRateFunction" and _is_window(fields):
-                    kind = (
-                        "LearningRate"  # the modifier; the stage has its rate outside of the window
-                    )
+                    kind = "LearningRate"  # the modifier; outside of its window the stage's rate
                     if "init_lr" in fields:
                         training.setdefault("learning_rate", _expression(fields["init_lr"]))
                 else:
@@ -199,6 +197,8 @@ class _Conversion:
                 one = {**fields, "final_sparsity": float(sparsity), "params": targets}
                 self._modifier(kind, one, old, made, new, trains)
             return
+        if name == "Distillation" and fields.get("hardness") == 1:  # of the teacher alone
+            made.append({"TaskLoss": {"weight": 0}})
         where = (*new, len(made), name)
         self._place(old, where)
         self.native.keys[where] = self.old.place(old, key=True)
@@ -222,10 +222,6 @@ class _Conversion:
             native[field] = self._value(name, field, _expression(value))
             self._place((*old, key), (*where, field))
         if name == "Distillation":
-            if native.get("hardness") == 1:  # of the teacher alone
-                made.append({"TaskLoss": {"weight": 0}})
-                self._place(old, (*new, len(made), name))
-                self.native.keys[(*new, len(made), name)] = self.old.place(old, key=True)
             self._distillation(native)
         made.append({name: native})
 
