@@ -28,7 +28,7 @@ def parse(data: bytes, where: str) -> Any:
         document = json.loads(
             data.decode("utf-8"), object_pairs_hook=_without_repeats, parse_constant=_no_constant
         )
-        # "\\ud800" is JSON but half a character, which no file name or tensor name can hold.
+        # "\ud800" is JSON but half a character, which no file name or tensor name can hold.
         json.dumps(document, ensure_ascii=False).encode()
         return document
     except (ValueError, RecursionError) as error:
