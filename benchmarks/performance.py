@@ -11,8 +11,8 @@ torch (torch, transformers), llamacpp (llama-cpp-python, gguf), openvino (torch,
 beside `--model` are generated in the work folder, and so are the peers' own files, once.
 
 Systems take turns, one process at a time; a round, at one count of threads, begins with the bandwidth probe and ends
-when all had their turn. Results are JSON lines; a case and round that the file has from this CPU is not run again, one
-that failed is tried again at the next start. Ratios are of one round; medians over the rounds are shown. `--parts` with
+when all had their turn. Results are JSON lines; a case and round that the file has from this CPU, known by its name and
+its best kernel row, is not run again, one that failed is tried again at the next start. Ratios are of one round; medians over the rounds are shown. `--parts` with
 nothing after it only writes table and picture.
 """
 
@@ -47,7 +47,7 @@ class Results:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.machine = cpu_name()
+        self.machine = f"{cpu_name()}, {_core.rows()[-1]}"
         lines = file.read_text().splitlines() if file.exists() else []
         self.rows: list[Row] = [json.loads(line) for line in lines]
 

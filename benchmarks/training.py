@@ -81,12 +81,17 @@ def run_case(
     name: str, case: dict[str, Any], cases: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Apply the case's recipe (what it starts from first), and measure what came out."""
-    began = time.perf_counter()
+    for needed in ("model", "teacher"):
+        folder_of(case.get(needed, "dense"), cases, options)
+    if "${own}" in str(case.get("stages", "")):
+        own_text(options)
+    began = time.process_time()
     output = folder_of(name, cases, options)
     result = {
         "case": name,
         "steps": options.steps,
-        "seconds": round(time.perf_counter() - began, 1),
+        "bf16": options.bf16,
+        "core_seconds": round(time.process_time() - began, 1),
         "threads": torch.get_num_threads(),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -114,7 +119,7 @@ def run_w8a8(
         progress=report,
     )
     found = perplexities(Pared.load(str(output)), options)
-    return {"case": name + QUANTIZED, "steps": options.steps} | found
+    return {"case": name + QUANTIZED, "steps": options.steps, "bf16": options.bf16} | found
 
 
 def folder_of(name: str, cases: dict[str, Any], options: argparse.Namespace) -> Path:
@@ -244,7 +249,7 @@ def between(times: list[float]) -> list[float]:
 def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     """Markdown: perplexities, ratio to the control, and what was asked for."""
     lines = [
-        "| case | sparsity | text | answers | + W8A8 | against | ratio | asked | minutes |",
+        "| case | sparsity | text | answers | + W8A8 | against | ratio | asked | core minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, case in cases.items():
@@ -257,7 +262,7 @@ def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         int8 = found.get(same + QUANTIZED)
         cost = f"{int8[by] / mine[by] - 1:+.1%}" if int8 else ""
         ratio = f"{mine[case['by']] / control[case['by']]:.3f}" if control else ""
-        minutes = sum(mine["stage_seconds"].values()) / 60
+        minutes = mine["core_seconds"] / 60
         lines.append(
             f"| {name} | {mine['sparsity']:.0%} | {mine['text']:.2f} | {mine['answers']:.2f}"
             f" | {cost} | {case.get('against', '')} | {ratio}"
@@ -281,7 +286,7 @@ def parse(cases: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--results", required=True, type=Path, help="JSON lines; added to")
     parser.add_argument("--work", required=True, type=Path, help="checkpoints are kept here")
     parser.add_argument("--cases", nargs="*", help="names; not given: all; none: only the table")
-    parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--steps", type=int, default=300, help="of a recovery; the yaml says of what else")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="calibration; training has half")
     parser.add_argument("--samples", type=int, default=64, help="of calibration")
@@ -301,11 +306,12 @@ def parse(cases: dict[str, Any]) -> argparse.Namespace:
 
 
 def rows(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What was measured with these steps, by case."""
+    """What was measured with these steps and this arithmetic, by case."""
     file = options.results
     lines = file.read_text().splitlines() if file.exists() else []
     found = [json.loads(line) for line in lines]
-    return {row["case"]: row for row in found if row.get("steps", options.steps) == options.steps}
+    asked = {"steps": options.steps, "bf16": options.bf16}
+    return {row["case"]: row for row in found if {**asked, **row}.items() >= asked.items()}
 
 
 def main() -> None:

@@ -152,7 +152,8 @@ class SessionTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         outputs = model(**model_inputs(inputs), labels=inputs["labels"], use_cache=False)
-        loss = self.session.loss(outputs.loss, inputs, outputs)
+        with self.accelerator.autocast():  # a teacher computes as the model does
+            loss = self.session.loss(outputs.loss, inputs, outputs)
         if not torch.isfinite(loss):
             raise ModelError(
                 f"the loss is {float(loss.detach())} at optimizer step {self.session.step}; lower learning_rate, or add"
