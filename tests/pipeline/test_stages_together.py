@@ -45,6 +45,17 @@ def test_bf16_ends_with_its_stage(pico: Path, corpus: Path, tmp_path: Path) -> N
     assert model(torch.arange(8)[None]).logits.dtype == torch.float32
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_teacher_computes_as_the_model_does(pico: Path, corpus: Path, bf16: bool) -> None:
+    distil = {"Distillation": {"teacher": "self"}}
+    result = apply(
+        recipe(pico, stage(corpus, distil, max_steps=1, bf16=bf16)),
+        evaluate=False,
+    )
+    (step,) = result.report["stages"][0]["log"]
+    assert step["loss/kl"] == pytest.approx(0, abs=1e-6)  # nothing has been learned yet
+
+
 def test_a_recipe_can_be_applied_twice(pico: Path, corpus: Path) -> None:
     fields = {"final_sparsity": 0.5, "ignore": ["lm_head"]}
     made = recipe(pico, stage(corpus, {"MagnitudePruning": fields}, epochs=1.0))
