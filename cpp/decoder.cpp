@@ -25,8 +25,9 @@ Decoder::Decoder(std::unique_ptr<const Graph> graph, const kernels::KernelRow& k
       kernels_(kernels),
       ops_(ops::select_ops(features)),
       kv_(kv),
-      pool_(threads, pin),
-      plan_(make_plan(*graph_, kv, threads)) {
+      plan_(make_plan(*graph_, kv, std::max(threads, 1))),  // the pool refuses less
+      pool_(threads, pin) {
+    look_ahead();
     allocate();
 }
 
@@ -126,6 +127,15 @@ void Decoder::set_angles() {
     }
 }
 
+// While phase i runs, idle workers fetch ahead_[i + 1]; behind the head the next token begins.
+void Decoder::look_ahead() {
+    ahead_.assign(plan_.phases.size() + 1, &plan_.head.weights);
+    for (size_t i = plan_.phases.size(); i-- > 0;) {
+        const auto* linears = std::get_if<LinearPhase>(&plan_.phases[i]);
+        ahead_[i] = linears ? &linears->weights : ahead_[i + 1];
+    }
+}
+
 // --- forward -----------------------------------------------------------------------------------
 
 // All that can be wrong with a call, before anything is changed. Call only under enter().
@@ -178,10 +188,13 @@ void Decoder::forward(const std::vector<Part>& parts, float* logits) {
 float* Decoder::run_chunk(float* logits) {
     bind(chunk_.count());
     set_angles();
-    for (const Phase& phase : plan_.phases)
-        std::visit([&](const auto& fields) { run(fields); }, phase);
+    for (size_t i = 0; i < plan_.phases.size(); ++i) {
+        pool_.expect(*ahead_[i + 1]);
+        std::visit([&](const auto& fields) { run(fields); }, plan_.phases[i]);
+    }
     for (const Span& span : chunk_.spans()) span.cache->advance(span.count);
     const auto rows = static_cast<int64_t>(chunk_.wanted().size());
+    pool_.expect(*ahead_[0]);
     if (rows > 0) run_head(logits);
     chunk_.clear();
     return rows > 0 ? logits + rows * graph_->sizes.vocabulary : logits;

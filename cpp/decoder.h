@@ -47,8 +47,9 @@ private:
     const kernels::KernelRow& kernels_;
     const ops::OpsRow& ops_;
     ops::KvType kv_;
-    Pool pool_;
     Plan plan_;
+    Pool pool_;  // after what its workers fetch ahead
+    std::vector<const std::vector<Range>*> ahead_;  // weights of the first linears from phase i on
     size_t buffer_bytes_ = 0;
     Aligned<float> values_;
     std::vector<float*> slots_;
@@ -65,6 +66,7 @@ private:
     std::vector<ops::Attention> attentions_;  // of its spans
     std::vector<float> partials_;
 
+    void look_ahead();
     void allocate();
     void lay_out_planes();
     void bind(int64_t count);

@@ -32,6 +32,16 @@ std::vector<Unit> split(const std::vector<Member>& members, int threads) {
     return units;
 }
 
+std::vector<Range> ranges(const LinearPhase& phase) {
+    std::vector<Range> found;
+    for (const Unit& unit : phase.units) {
+        const PackedMatrix& matrix = *phase.members[unit.member].matrix;
+        const auto* data = reinterpret_cast<const char*>(matrix.data);
+        found.push_back({data + matrix.offset[unit.begin], matrix.offset[unit.end] - matrix.offset[unit.begin]});
+    }
+    return found;
+}
+
 class Planner {
 public:
     Planner(const Graph& graph, ops::KvType kv, int threads)
@@ -227,6 +237,7 @@ private:
         }
         release(*item.front());
         phase.units = split(phase.members, threads_);
+        phase.weights = ranges(phase);
         plan_.phases.emplace_back(std::move(phase));
     }
 
@@ -245,6 +256,7 @@ private:
         plan_.inputs.push_back({matrix.input, in(o.in), matrix.k});
         plan_.head.members.push_back({&matrix, vector(o.bias), plan_.inputs.size() - 1, -1});
         plan_.head.units = split(plan_.head.members, threads_);
+        plan_.head.weights = ranges(plan_.head);
     }
 };
 

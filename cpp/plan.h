@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "graph.h"
+#include "threads.h"
 
 namespace paring {
 
@@ -79,6 +80,7 @@ struct TokenPhase {
 struct LinearPhase {
     std::vector<Member> members;
     std::vector<Unit> units;
+    std::vector<Range> weights;  // of the units
 };
 struct AttentionPhase {
     ops::KvLayout layout;

@@ -5,6 +5,7 @@
 #include <sched.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -28,6 +29,9 @@ constexpr auto kLeast = std::chrono::milliseconds(1);  // of time lost before wo
 constexpr auto kShortest = std::chrono::milliseconds(5), kLongest = std::chrono::milliseconds(160);
 constexpr auto kWindow = std::chrono::milliseconds(20);
 constexpr int kMaxThreads = 1024;
+constexpr int64_t kMostUnits = 0xffff;  // that a share can count
+constexpr std::size_t kFetch = std::size_t{1} << 18;  // bytes that a thread fetches ahead: part of a second-level cache
+constexpr std::size_t kFetchLines = 8;                // between two looks for work
 
 std::atomic<uint64_t> forks{0};
 
@@ -81,84 +85,153 @@ inline void relax() {
 #endif
 }
 
+// A thread's share of units [0, units): from here to where the next one's begins.
+int64_t share_begin(int64_t units, int thread, int threads) { return units * thread / threads; }
+
+// What a waiting thread will read of the next job, fetched a few lines at a time.
+class Fetcher {
+public:
+    // False when there is nothing (more) to fetch.
+    bool some(const std::vector<Range>* ranges, int thread, int threads) {
+        if (ranges != ranges_) {
+            const auto units = static_cast<int64_t>(ranges->size());
+            ranges_ = ranges;
+            range_ = static_cast<std::size_t>(share_begin(units, thread, threads));
+            end_ = static_cast<std::size_t>(share_begin(units, thread + 1, threads));
+            at_ = 0;
+            left_ = kFetch;
+        }
+        for (std::size_t line = 0; line < kFetchLines && left_ > 0 && range_ < end_; ++line) {
+            __builtin_prefetch((*ranges_)[range_].from + at_, 0, 2);
+            at_ += kLine;
+            left_ -= kLine;
+            if (at_ < (*ranges_)[range_].bytes) continue;
+            at_ = 0;
+            ++range_;
+        }
+        return ranges_ && left_ > 0 && range_ < end_;
+    }
+
+private:
+    const std::vector<Range>* ranges_ = nullptr;
+    std::size_t range_ = 0, end_ = 0, at_ = 0, left_ = 0;
+};
+
 }  // namespace
 
-// A ticket is a job's number (high half) and how many of its units nobody has taken yet (low half).
-// A worker takes a unit by compare-and-swap, which only succeeds while the job is the same and
-// unfinished; so what it read of the job before that was not being overwritten.
+// Every thread has a share of a job's units and takes them from its front; one without work takes from the back of
+// others'. A share is one word: the job's number, and the first and the end of what nobody has taken yet. Units are taken
+// by compare-and-swap, which only succeeds while the job is the same and unfinished; so what was read of the job before
+// that was not being overwritten.
 struct Pool::State {
-    struct alignas(kLine) Worker {
+    struct Thread {
+        alignas(kLine) std::atomic<uint64_t> share{0};
+        alignas(kLine) std::atomic<uint64_t> done{0};  // units, of all jobs
         std::atomic<bool> asleep{false};
+        alignas(kLine) Fetcher fetcher;
         std::thread thread;
     };
 
-    alignas(kLine) std::atomic<uint64_t> ticket{0};
-    alignas(kLine) std::atomic<int64_t> done{0};
     alignas(kLine) std::atomic<Task> task{nullptr};
     std::atomic<const void*> context{nullptr};
-    std::atomic<int64_t> units{0};
+    std::atomic<int64_t> first{0};  // unit that shares count from
     std::atomic<int> active{0};
+    std::atomic<const std::vector<Range>*> expected{nullptr};
     alignas(kLine) std::atomic<bool> stop{false};
     std::mutex owner;
     std::mutex sleep;
     std::condition_variable wake;
     uint64_t forks_seen = 0;
-    std::vector<Worker> workers;  // of threads 1, 2, ...
+    uint64_t jobs = 0, issued = 0;  // the owner's: so many jobs, and units of them
+    std::vector<Thread> threads;    // the caller's is the first
 
-    explicit State(int threads) : workers(static_cast<std::size_t>(threads - 1)) {}
+    explicit State(int count) : threads(static_cast<std::size_t>(count)) {}
 
-    // Takes and runs one unit; false when there is none.
-    bool take(int thread) {
-        uint64_t seen = ticket.load(std::memory_order_acquire);
+    Thread& of(int thread) { return threads[static_cast<std::size_t>(thread)]; }
+
+    static uint64_t packed(uint64_t job, int64_t begin, int64_t end) {
+        return job << 32 | static_cast<uint64_t>(begin) << 16 | static_cast<uint64_t>(end);
+    }
+
+    // Takes one unit of a thread's share and runs it; false when none is left.
+    bool take(int from, int thread) {
+        std::atomic<uint64_t>& share = of(from).share;
+        uint64_t seen = share.load(std::memory_order_acquire);
         for (;;) {
-            const uint32_t left = static_cast<uint32_t>(seen);
-            if (left == 0 || thread >= active.load(std::memory_order_relaxed)) return false;
+            const auto begin = static_cast<int64_t>(seen >> 16 & kMostUnits), end = static_cast<int64_t>(seen & kMostUnits);
+            if (begin == end) return false;
             const Task run = task.load(std::memory_order_relaxed);
             const void* with = context.load(std::memory_order_relaxed);
-            const int64_t unit = units.load(std::memory_order_relaxed) - left;
-            if (ticket.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel,
-                                             std::memory_order_acquire)) {
-                run(with, unit, thread);
-                done.fetch_add(1, std::memory_order_release);
-                return true;
+            const int64_t unit = first.load(std::memory_order_relaxed) + (from == thread ? begin : end - 1);
+            const uint64_t rest = from == thread ? seen + (1 << 16) : seen - 1;
+            if (!share.compare_exchange_weak(seen, rest, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+            run(with, unit, thread);
+            std::atomic<uint64_t>& done = of(thread).done;
+            done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+            return true;
+        }
+    }
+
+    // Its own share, then what is left of others'.
+    void work_off(int thread) {
+        while (take(thread, thread)) {
+        }
+        const int others = active.load(std::memory_order_relaxed);
+        for (int i = 1; i < others; ++i) {
+            const int from = (thread + i) % others;
+            while (take(from, thread)) {
             }
         }
     }
 
-    bool wanted(int thread) const {
-        return stop.load() ||
-               (static_cast<uint32_t>(ticket.load()) != 0 && thread < active.load());
+    bool fetch(int thread) {
+        const auto* ranges = expected.load(std::memory_order_relaxed);
+        const int shares = active.load(std::memory_order_relaxed);
+        return ranges && thread < shares && of(thread).fetcher.some(ranges, thread, shares);
+    }
+
+    bool has_work(int thread) {
+        const uint64_t share = of(thread).share.load();
+        return (share >> 16 & kMostUnits) != (share & kMostUnits);
     }
 
     void work(int thread) {
-        Worker& self = workers[static_cast<std::size_t>(thread - 1)];
+        Thread& self = of(thread);
         auto since = Clock::now();
         while (!stop.load(std::memory_order_relaxed)) {
-            bool worked = false;
-            while (take(thread)) worked = true;
-            const auto now = Clock::now();
-            if (worked) since = now;
-            if (now - since < kSpin) {
-                if (now - since > kEager) std::this_thread::yield();
+            if (has_work(thread)) {
+                work_off(thread);
+                since = Clock::now();
+            }
+            const auto spun = Clock::now() - since;
+            if (spun < kSpin) {
+                if (fetch(thread)) continue;
+                if (spun > kEager) std::this_thread::yield();
                 for (int i = 0; i < 8; ++i) relax();
                 continue;
             }
             std::unique_lock<std::mutex> lock(sleep);
             self.asleep.store(true);
-            wake.wait(lock, [&] { return wanted(thread); });
+            wake.wait(lock, [&] { return stop.load() || has_work(thread); });
             self.asleep.store(false);
             since = Clock::now();
         }
     }
 
-    // Sequentially consistent: either this sees the sleeper, or the sleeper sees the ticket.
-    void rouse() {
+    // Sequentially consistent: either this sees the sleeper, or the sleeper sees its share.
+    void rouse(int count) {
+        std::atomic_thread_fence(std::memory_order_seq_cst);
         bool asleep = false;
-        for (int i = 0; i + 1 < active.load(std::memory_order_relaxed); ++i)
-            asleep |= workers[static_cast<std::size_t>(i)].asleep.load();
+        for (int i = 1; i < count; ++i) asleep |= of(i).asleep.load();
         if (!asleep) return;
         { std::lock_guard<std::mutex> lock(sleep); }
         wake.notify_all();
+    }
+
+    bool finished() const {
+        uint64_t sum = 0;
+        for (const Thread& thread : threads) sum += thread.done.load(std::memory_order_acquire);
+        return sum == issued;
     }
 };
 
@@ -177,7 +250,7 @@ Pool::~Pool() {
     state_->stop.store(true);
     { std::lock_guard<std::mutex> lock(state_->sleep); }
     state_->wake.notify_all();
-    for (State::Worker& worker : state_->workers)
+    for (State::Thread& worker : state_->threads)
         if (worker.thread.joinable()) worker.thread.join();
     delete state_;
 }
@@ -188,8 +261,7 @@ void Pool::start() {
     state_ = state;
     try {
         for (int thread = 1; thread < threads_; ++thread) {
-            state->workers[static_cast<std::size_t>(thread - 1)].thread =
-                std::thread([state, thread] { state->work(thread); });
+            state->of(thread).thread = std::thread([state, thread] { state->work(thread); });
             if (!cpus_.empty()) pin_worker(thread);
         }
     } catch (const std::system_error&) {
@@ -203,8 +275,7 @@ void Pool::pin_worker([[maybe_unused]] int thread) {
     cpu_set_t only;
     CPU_ZERO(&only);
     CPU_SET(cpus_[static_cast<std::size_t>(thread)], &only);
-    auto& worker = state_->workers[static_cast<std::size_t>(thread - 1)].thread;
-    pthread_setaffinity_np(worker.native_handle(), sizeof only, &only);
+    pthread_setaffinity_np(state_->of(thread).thread.native_handle(), sizeof only, &only);
 #endif
 }
 
@@ -243,31 +314,42 @@ void Pool::weigh(Clock::duration spent, Clock::duration lost) {
     }
 }
 
+void Pool::expect(const std::vector<Range>& ranges) {
+    state_->expected.store(&ranges, std::memory_order_relaxed);
+}
+
 void Pool::fork_join(Task task, const void* context, int64_t units) {
     if (threads_ == 1 || units <= 1 || alone()) {
         for (int64_t unit = 0; unit < units; ++unit) task(context, unit, 0);
         return;
     }
+    for (int64_t first = 0; first < units; first += kMostUnits)
+        share_out(task, context, first, std::min<int64_t>(units - first, kMostUnits));
+}
+
+void Pool::share_out(Task task, const void* context, int64_t first, int64_t units) {
     State& state = *state_;
     const auto began = Clock::now();
     state.task.store(task, std::memory_order_relaxed);
     state.context.store(context, std::memory_order_relaxed);
-    state.units.store(units, std::memory_order_relaxed);
+    state.first.store(first, std::memory_order_relaxed);
     state.active.store(active_, std::memory_order_relaxed);
-    state.done.store(0, std::memory_order_relaxed);
-    const uint64_t job = (state.ticket.load(std::memory_order_relaxed) >> 32) + 1;
-    state.ticket.store(job << 32 | static_cast<uint64_t>(units));
-    state.rouse();
-    while (state.take(0)) {
+    state.issued += static_cast<uint64_t>(units);
+    ++state.jobs;
+    for (int thread = active_; thread-- > 0;) {
+        const int64_t begin = share_begin(units, thread, active_), end = share_begin(units, thread + 1, active_);
+        state.of(thread).share.store(State::packed(state.jobs, begin, end), std::memory_order_release);
     }
+    state.rouse(active_);
+    state.work_off(0);
     const auto finished = Clock::now();
-    // Units are shared out finely, so a worker in time needs much less than the caller did.
+    // Units are small, so a worker in time needs much less than the caller did.
     const auto late = finished + (finished - began) / 2 + kLate;
     auto now = finished;
-    while (state.done.load(std::memory_order_acquire) != units) {
+    while (!state.finished()) {
         if (now > late)
             std::this_thread::yield();
-        else
+        else if (!state.fetch(0))
             for (int i = 0; i < 8; ++i) relax();
         now = Clock::now();
     }

@@ -2,15 +2,22 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <vector>
 
 namespace paring {
 
+// Memory that a job reads.
+struct Range {
+    const char* from;
+    size_t bytes;
+};
+
 // Workers spin for about a millisecond after the last job, then sleep. The calling thread takes
-// part, and units are handed out one by one, so a worker that the system has put aside holds a job
-// up only if it had just taken one. Where that happens (other programs want the CPUs too) the pool
+// part. Each thread has an equal share of the units and, when that is done, takes over others' one by
+// one, so a worker that the system has put aside holds a job up only if it had just taken one. Where that happens (other programs want the CPUs too) the pool
 // uses fewer workers for a while. Results must therefore not depend on which thread runs a unit.
 class Pool {
 public:
@@ -26,6 +33,10 @@ public:
     // Held by whoever runs jobs: one owner at a time. In the child of a fork, where the workers and
     // the lock's former owner are gone, the pool starts afresh.
     std::unique_lock<std::mutex> enter();
+
+    // What the next job that reads much will read, in order of its units: threads that wait fetch
+    // the beginning of their share into their caches. The ranges must stay until the pool is gone.
+    void expect(const std::vector<Range>& ranges);
 
     // Calls body(unit, thread) for every unit in [0, units), thread in [0, threads()), and returns
     // when all are done. `body` must not throw. Call only under enter().
@@ -46,6 +57,7 @@ private:
     void start();
     void pin_worker(int thread);
     void fork_join(Task task, const void* context, int64_t units);
+    void share_out(Task task, const void* context, int64_t first, int64_t units);
     bool alone();
     void weigh(Clock::duration spent, Clock::duration lost);
 
