@@ -15,7 +15,6 @@ int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; 
 Chunk::Chunk() {
     for (auto* rows : {&tokens_, &positions_, &wanted_}) rows->reserve(kTokens);
     spans_.reserve(kTokens);
-    merges_.reserve(kTokens);
 }
 
 void Chunk::reserve(const std::vector<Part>& parts) {
@@ -33,7 +32,6 @@ void Chunk::clear() {
     for (auto* rows : {&tokens_, &positions_, &wanted_}) rows->clear();
     spans_.clear();
     units_.clear();
-    merges_.clear();
     partials_ = 0;
 }
 
@@ -60,7 +58,6 @@ void Chunk::attend(const Span& span) {
     }
     for (int64_t keys = 0; keys < span.key_chunks; ++keys)
         units_.push_back({index, 0, span.count, keys});
-    for (int64_t t = 0; t < span.count; ++t) merges_.push_back({index, t});
     partials_ += span.count * span.key_chunks;
 }
 

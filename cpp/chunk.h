@@ -36,12 +36,6 @@ struct AttentionUnit {
     int64_t keys;  // or kAllKeys
 };
 
-// A token of a span whose attention was split by chunks of keys.
-struct Merge {
-    size_t span;
-    int64_t token;
-};
-
 class Chunk {
 public:
     static constexpr int64_t kTokens = 128;  // most rows
@@ -60,15 +54,12 @@ public:
     const std::vector<Span>& spans() const { return spans_; }
     const std::vector<int64_t>& wanted() const { return wanted_; }  // rows, ascending
     const std::vector<AttentionUnit>& units() const { return units_; }
-    const std::vector<Merge>& merges() const { return merges_; }
-    int64_t partials() const { return partials_; }
     int64_t most_partials() const { return most_partials_; }  // after reserve
 
 private:
     std::vector<int64_t> tokens_, positions_, wanted_;
     std::vector<Span> spans_;
     std::vector<AttentionUnit> units_;
-    std::vector<Merge> merges_;
     int64_t partials_ = 0, most_partials_ = 0;
 
     void attend(const Span& span);

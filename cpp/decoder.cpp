@@ -12,7 +12,6 @@ namespace {
 using kernels::Activations;
 
 constexpr int64_t kTokens = Chunk::kTokens;
-constexpr int64_t kMergeAlone = 8;  // from so many chunks on, merging is worth a fork-join
 constexpr size_t kAlign = 64;
 
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
@@ -69,6 +68,10 @@ void Decoder::allocate() {
     }
     lay_out_planes();
     attentions_.resize(static_cast<size_t>(kTokens));
+    for (const Phase& phase : plan_.phases)
+        if (const auto* attention = std::get_if<AttentionPhase>(&phase))
+            most_kv_heads_ = std::max(most_kv_heads_, static_cast<size_t>(attention->layout.kv_heads));
+    unfinished_ = std::vector<std::atomic<int32_t>>(static_cast<size_t>(kTokens) * most_kv_heads_);
     const auto threads = static_cast<size_t>(pool_.threads());
     scratch_ = allocate_aligned<uint8_t>(scratch_bytes_ * threads);
     buffer_bytes_ += (floats + turns) * sizeof(float) + scratch_bytes_ * threads;
@@ -292,23 +295,15 @@ void Decoder::run_head(float* logits) {
 
 // --- attention ---------------------------------------------------------------------------------
 
-void Decoder::store(const AttentionPhase& phase) {
+// Puts the span's keys and values of one kv head into the cache.
+void Decoder::store(const AttentionPhase& phase, const Span& span, int64_t kv_head) {
     const ops::KvLayout& layout = phase.layout;
-    auto store_head = [&](int64_t kv_head, int) {
-        const int64_t from = kv_head * layout.head_dim;
-        for (const Span& span : chunk_.spans()) {
-            for (int64_t t = 0; t < span.count; ++t) {
-                const int64_t place = span.position + t;
-                ops_.store(layout, span.cache->pages()[place / ops::kPage], kv_head,
-                           place % ops::kPage, at(phase.k, span.row + t) + from,
-                           at(phase.v, span.row + t) + from);
-            }
-        }
-    };
-    if (chunk_.count() == 1)
-        for (int64_t head = 0; head < layout.kv_heads; ++head) store_head(head, 0);
-    else
-        pool_.run(layout.kv_heads, store_head);
+    const int64_t from = kv_head * layout.head_dim;
+    for (int64_t t = 0; t < span.count; ++t) {
+        const int64_t place = span.position + t;
+        ops_.store(layout, span.cache->pages()[place / ops::kPage], kv_head, place % ops::kPage,
+                   at(phase.k, span.row + t) + from, at(phase.v, span.row + t) + from);
+    }
 }
 
 ops::Attention Decoder::attention(const AttentionPhase& phase, const Span& span) {
@@ -327,29 +322,35 @@ ops::Attention Decoder::attention(const AttentionPhase& phase, const Span& span)
     return a;
 }
 
+// A single token is stored by the unit that reads it; several, which several units read, beforehand. The last unit of
+// a kv head to finish merges what all of them found.
 void Decoder::run(const AttentionPhase& phase) {
-    store(phase);
     const std::vector<Span>& spans = chunk_.spans();
-    for (size_t i = 0; i < spans.size(); ++i) attentions_[i] = attention(phase, spans[i]);
     const int64_t kv_heads = phase.layout.kv_heads;
+    if (chunk_.count() > static_cast<int64_t>(spans.size()))
+        pool_.run(kv_heads, [&](int64_t kv_head, int) {
+            for (const Span& span : spans)
+                if (span.count > 1) store(phase, span, kv_head);
+        });
+    for (size_t i = 0; i < spans.size(); ++i) {
+        attentions_[i] = attention(phase, spans[i]);
+        for (int64_t head = 0; head < kv_heads; ++head)
+            unfinished(i, head).store(static_cast<int32_t>(spans[i].key_chunks), std::memory_order_relaxed);
+    }
     const std::vector<AttentionUnit>& units = chunk_.units();
     pool_.run(kv_heads * static_cast<int64_t>(units.size()), [&](int64_t index, int) {
         const AttentionUnit& unit = units[static_cast<size_t>(index / kv_heads)];
+        const int64_t kv_head = index % kv_heads;
+        const Span& span = spans[unit.span];
+        const bool all = unit.keys == Chunk::kAllKeys;
+        if (span.count == 1 && (all || unit.keys + 1 == span.key_chunks)) store(phase, span, kv_head);
         const ops::Attention& a = attentions_[unit.span];
-        if (unit.keys == Chunk::kAllKeys)
-            ops_.attend(a, index % kv_heads, unit.begin, unit.end);
-        else
-            ops_.attend_chunk(a, index % kv_heads, unit.begin, unit.end, unit.keys);
-    });
-    const std::vector<Merge>& merges = chunk_.merges();
-    const int64_t rows = static_cast<int64_t>(merges.size()) * phase.heads;
-    if (rows == 0) return;
-    const int64_t block = chunk_.partials() < kMergeAlone ? rows : 1;
-    pool_.run((rows + block - 1) / block, [&](int64_t unit, int) {
-        for (int64_t row = unit * block; row < std::min((unit + 1) * block, rows); ++row) {
-            const Merge& merge = merges[static_cast<size_t>(row / phase.heads)];
-            ops_.merge(attentions_[merge.span], merge.token, row % phase.heads);
-        }
+        if (all) return ops_.attend(a, kv_head, unit.begin, unit.end);
+        ops_.attend_chunk(a, kv_head, unit.begin, unit.end, unit.keys);
+        if (unfinished(unit.span, kv_head).fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+        const int64_t group = phase.heads / kv_heads;
+        for (int64_t t = unit.begin; t < unit.end; ++t)
+            for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) ops_.merge(a, t, head);
     });
 }
 

@@ -1,6 +1,7 @@
 // Runs a plan: tokens of one sequence or several in, logits out.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -64,6 +65,8 @@ private:
     std::vector<const Cache*> taking_part_;
     Chunk chunk_;  // in the works
     std::vector<ops::Attention> attentions_;  // of its spans
+    std::vector<std::atomic<int32_t>> unfinished_;  // chunks of keys, of [span][kv head]
+    size_t most_kv_heads_ = 0;
     std::vector<float> partials_;
 
     void look_ahead();
@@ -80,7 +83,10 @@ private:
     void linear(const Member& member, const Unit& unit, const kernels::Activations& input,
                 float* out, size_t stride, int thread);
     void token_step(const TokenStep& step, int64_t begin, int64_t end);
-    void store(const AttentionPhase& phase);
+    void store(const AttentionPhase& phase, const Span& span, int64_t kv_head);
+    std::atomic<int32_t>& unfinished(size_t span, int64_t kv_head) {
+        return unfinished_[span * most_kv_heads_ + static_cast<size_t>(kv_head)];
+    }
     ops::Attention attention(const AttentionPhase& phase, const Span& span);
 
     float* at(Slot slot, int64_t token) const {
