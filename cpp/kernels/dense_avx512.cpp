@@ -13,7 +13,7 @@ namespace {
 
 }  // namespace
 
-PARING_RUN(run_i8_dense_avx512) { run<DenseBlocks>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i8_dense_avx512) { run_bytes(w, x, y, ldy, begin, end, scratch); }
 PARING_RUN(run_i4_dense_avx512) { run<NibbleBlocks>(w, x, y, ldy, begin, end, scratch); }
 
 }  // namespace paring::kernels

@@ -13,7 +13,7 @@ namespace {
 
 }  // namespace
 
-PARING_RUN(run_i8_dense_avx512_vnni) { run<DenseBlocks>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i8_dense_avx512_vnni) { run_bytes(w, x, y, ldy, begin, end, scratch); }
 PARING_RUN(run_i4_dense_avx512_vnni) { run<NibbleBlocks>(w, x, y, ldy, begin, end, scratch); }
 
 }  // namespace paring::kernels
