@@ -121,7 +121,8 @@ def matrices(case: Case, n: int, k: int, megabytes: int) -> list[Any]:
         low = -(2 ** (int(dtype[1:]) - 1))
         weights = rng.integers(low, -low, (n, k)).astype(np.int8)
         values = nibbles(weights, kept) if dtype == "i4" else weights[kept].view(np.uint8)
-        scales = np.full((n, -(-k // case.group) if case.group else 1), 0.01, np.float32)
+        # Exact in float16, as a quantizer makes those of groups.
+        scales = np.full((n, -(-k // case.group) if case.group else 1), 2**-7, np.float32)
     settings = {"group": case.group, "mode": case.mode, "layout": case.layout}
     found = [kernels.pack(n, k, dtype, values, mask, scales, **settings)]
     if megabytes == 0:

@@ -82,12 +82,15 @@ def write_pruned(
 
 
 def rounded(weight: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric integers [n, k] and their scales [n, groups]."""
+    """Symmetric integers [n, k] and their scales [n, groups], those of int4 exact in float16 as a quantizer's are."""
     n, k = weight.shape
     width, limit = (k, 127.5) if dtype == "int8" else (GROUP, 7.5)
     groups = weight.reshape(n, -1, width)
     scales = np.abs(groups).max(axis=2) / np.float32(limit)
     safe = np.where(scales > 0, scales, np.float32(1))
+    if dtype == "int4":
+        half = safe.astype(np.float16).astype(np.float32)
+        safe = np.where((half > 0) & np.isfinite(half), half, safe)
     q = np.clip(np.rint(groups / safe[:, :, None]), -np.ceil(limit), np.floor(limit))
     return q.astype(np.int8).reshape(n, k), safe
 

@@ -172,9 +172,13 @@ def cost(
 
 
 def scale_bytes(columns: int, group: int) -> float:
-    """Bytes per weight of an integer matrix's scales and row sums: one f32 for each group of a row, and one more."""
+    """Bytes per weight of an integer matrix's scales and row sums, for scales as quantizers make them.
+
+    Of a row: one f16 for each group, filled up to an even number, or one f32 if there is only one; and one f32 more.
+    """
     groups = -(-columns // group) if group else 1
-    return 4.0 * (groups + 1) / columns
+    scales = 4.0 if groups == 1 else 4.0 * -(-groups // 2)
+    return (scales + 4.0) / columns
 
 
 def _sizes(dtype: DType, weights: float, blocks: float) -> dict[str, float]:

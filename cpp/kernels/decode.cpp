@@ -170,8 +170,21 @@ float half_to_float(uint16_t half) {
     return value;
 }
 
+bool exact_half(float value, uint16_t& half) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint32_t magnitude = bits & 0x7fffffff;
+    if (magnitude >= 0x47800000) return false;  // 65536
+    const uint32_t below = magnitude >= 0x38800000  // the smallest normal half, 2^-14
+                               ? (magnitude - 0x38000000) >> 13
+                               : static_cast<uint32_t>((bits >> 31 ? -value : value) * 0x1p24F);
+    half = static_cast<uint16_t>((bits >> 31) << 15 | below);
+    const float back = half_to_float(half);
+    return std::memcmp(&back, &value, 4) == 0;
+}
+
 void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights) {
-    const uint8_t* body = w.data + w.offset[panel] + header_bytes(w);
+    const uint8_t* body = w.data + w.offset[panel] + w.header;
     const size_t columns = round_up(static_cast<size_t>(w.k), kStep);
     switch (w.layout) {
         case Layout::i8_dense: return decode_i8_dense(body, columns, weights);

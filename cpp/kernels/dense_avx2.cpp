@@ -64,26 +64,24 @@ void bytes_tile(const Place& at, size_t header) {
 
 PARING_RUN(run_i8_dense_avx2) {
     for (int32_t p = begin; p < end; ++p) {
-        const size_t header = static_cast<size_t>(w.scale_groups) * 64 + 64;
         const uint8_t* body = view(w, p).body;
         const Place at{w, x, p, 0, y, ldy};
-        prefetch_start(body, header);
+        prefetch_start(body, w.header);
         if (x.m > kTokens)
-            run_decoded(DenseBytes(w, body, header), at, scratch);
+            run_decoded(DenseBytes(w, body, w.header), at, scratch);
         else
-            x.m == 2 ? bytes_tile<2>(at, header) : bytes_tile<1>(at, header);
+            x.m == 2 ? bytes_tile<2>(at, w.header) : bytes_tile<1>(at, w.header);
     }
 }
 PARING_RUN(run_i4_dense_avx2) {
     for (int32_t p = begin; p < end; ++p) {
-        const size_t header = static_cast<size_t>(w.scale_groups) * 64 + 64;
         const uint8_t* body = view(w, p).body;
         const Place at{w, x, p, 0, y, ldy};
-        prefetch_start(body, header);
+        prefetch_start(body, w.header);
         if (x.m <= kTokens)
-            nibbles_tokens(PackedNibbles(w, body, header), at);
+            nibbles_tokens(PackedNibbles(w, body, w.header), at);
         else
-            run_decoded_nibbles(DenseNibbles(w, body, header), at, scratch);
+            run_decoded_nibbles(DenseNibbles(w, body, w.header), at, scratch);
     }
 }
 

@@ -109,8 +109,9 @@ enum class Layout : uint8_t {
 
 // Owns one packed matrix. Immutable after pack; run reads it from any number of threads.
 // Panel p occupies data[offset[p] .. offset[p + 1]): that is also its cost for balancing threads.
-// Integer panels start with a header: 16 f32 scales per group ([groups][16]), then 16 i32 row sums (group 0)
-// or 16 f32 sums of scale * row sum (grouped); then the body described at Layout.
+// Integer panels start with a header: 16 scales per group ([groups][16]), f16 if those of the whole matrix are exact in
+// it and there are several groups, else f32, padded to 64 bytes; then 16 i32 row sums (group 0) or 16 f32 sums of
+// scale * row sum (grouped); then the body described at Layout.
 struct PackedMatrix {
     Layout layout;
     InputSpec input;
@@ -119,6 +120,8 @@ struct PackedMatrix {
     int32_t group;      // columns per step of the float accumulation; 0 = one int32 accumulation over k
     int32_t groups;     // ceil(k / group), 1 when group = 0
     int32_t scale_groups;  // weight scales stored per row: groups, or 1
+    bool half_scales;   // they are f16; never where scale_groups is 1
+    size_t header;      // bytes before a panel's body; 0 for floats
     size_t nonzeros;    // kept weights, as the source counts them
     size_t bytes;       // bytes one run over all panels reads
     uint8_t* data;

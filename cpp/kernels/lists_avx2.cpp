@@ -133,7 +133,7 @@ void expand(const Place& at, void* scratch) {
     auto* panel = static_cast<Value*>(scratch);
     __builtin_memset(panel, Panel::kZero, static_cast<size_t>(at.x.padded) * kPanelRows * sizeof(Value));
     const int32_t span = at.w.group == 0 ? at.x.padded : at.w.group;
-    Lists<Nibbles, Columns> lists(at.w, view(at.w, at.panel).body, static_cast<size_t>(at.w.scale_groups) * 64 + 64);
+    Lists<Nibbles, Columns> lists(at.w, view(at.w, at.panel).body, at.w.header);
     for (int32_t g = 0; g < at.w.groups; ++g, lists.counts += 4)
         for (size_t half = 0; half < 2; ++half)
             lists.walk(half, g * span, [&](const uint8_t* vector, int32_t j) {

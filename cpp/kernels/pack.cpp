@@ -19,7 +19,14 @@ void append_header(std::vector<uint8_t>& out, const PackedMatrix& w, const Matri
         for (int32_t g = 0; g < w.scale_groups; ++g)
             // The source may stand at any address.
             std::memcpy(&scale[g * 16 + r], from + 4 * (static_cast<size_t>(row + r) * w.scale_groups + g), 4);
-    append(out, scale.data(), scale.size() * 4);
+    if (w.half_scales) {
+        std::vector<uint16_t> halves(scale.size());
+        for (size_t i = 0; i < scale.size(); ++i) exact_half(scale[i], halves[i]);
+        append(out, halves.data(), halves.size() * 2);
+        pad(out);
+    } else {
+        append(out, scale.data(), scale.size() * 4);
+    }
     int32_t sums[16] = {};
     float weighted[16] = {};
     for (int32_t r = 0; r < 16; ++r) {
@@ -66,6 +73,17 @@ DType dtype_of(Layout layout) {
     throw std::invalid_argument("matrix: unknown layout");
 }
 
+bool all_exact_halves(const MatrixSource& s) {
+    const auto* from = reinterpret_cast<const char*>(s.scales);
+    for (size_t i = 0; i < s.scales_count; ++i) {
+        float scale;
+        uint16_t half;
+        std::memcpy(&scale, from + 4 * i, 4);
+        if (!exact_half(scale, half)) return false;
+    }
+    return true;
+}
+
 void describe(PackedMatrix& w, const MatrixSource& s, Layout layout) {
     w.layout = layout;
     w.n = s.n;
@@ -75,6 +93,9 @@ void describe(PackedMatrix& w, const MatrixSource& s, Layout layout) {
     w.group = s.group == 0 && s.mode == InputMode::int16 ? 64 : s.group;
     w.groups = w.group == 0 ? 1 : (s.k + w.group - 1) / w.group;
     w.scale_groups = s.mode == InputMode::f32 ? 0 : s.group == 0 ? 1 : w.groups;
+    w.half_scales = w.scale_groups > 1 && all_exact_halves(s);
+    const size_t scales = static_cast<size_t>(w.scale_groups) * kPanelRows * (w.half_scales ? 2 : 4);
+    w.header = w.scale_groups == 0 ? 0 : round_up(scales, kAlignment) + 64;
     w.input = {s.mode, w.group, s.input_scale, s.input_zero_point};
     w.offset = static_cast<uint64_t*>(allocate_shared((static_cast<size_t>(w.panels) + 1) * sizeof *w.offset));
 }

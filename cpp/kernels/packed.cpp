@@ -9,7 +9,7 @@ namespace paring::kernels {
 
 PackedMatrix::PackedMatrix()
     : layout(Layout::count), input{InputMode::f32, 0, 0, 0}, n(0), k(0), panels(0), group(0), groups(1),
-      scale_groups(0), nonzeros(0), bytes(0), data(nullptr), offset(nullptr) {}
+      scale_groups(0), half_scales(false), header(0), nonzeros(0), bytes(0), data(nullptr), offset(nullptr) {}
 
 PackedMatrix::~PackedMatrix() {
     free_shared(data, bytes + kOverread);
@@ -27,6 +27,8 @@ PackedMatrix& PackedMatrix::operator=(PackedMatrix&& other) noexcept {
     std::swap(group, other.group);
     std::swap(groups, other.groups);
     std::swap(scale_groups, other.scale_groups);
+    std::swap(half_scales, other.half_scales);
+    std::swap(header, other.header);
     std::swap(nonzeros, other.nonzeros);
     std::swap(bytes, other.bytes);
     std::swap(data, other.data);
@@ -65,8 +67,6 @@ const char* layout_name(Layout layout) {
 }
 
 size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
-
-size_t header_bytes(const PackedMatrix& w) { return static_cast<size_t>(w.scale_groups) * 64 + 64; }
 
 // Two decoded panels, one byte per weight for integers, four for floats; or the gathered inputs of a few tokens.
 size_t run_scratch_bytes(const PackedMatrix& w) {

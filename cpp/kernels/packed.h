@@ -14,14 +14,13 @@ inline uint32_t count_bits(uint32_t bits) {
     return ((bits + (bits >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24;
 }
 
-// Bytes before the body of an integer panel (see Layout in kernels.h).
-size_t header_bytes(const PackedMatrix& w);
-
 // Decodes one panel to weights[16][padded columns] (integers) or [16][k] (floats); padding rows and columns are 0.
 void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights);
 void decode_windows(Layout layout, const uint8_t* body, size_t columns, int8_t* weights);
 void decode_floats(const PackedMatrix& w, int32_t panel, float* weights);
 
 float half_to_float(uint16_t half);
+// Sets `half` to the f16 that equals a finite value; false if there is none.
+bool exact_half(float value, uint16_t& half);
 
 }  // namespace paring::kernels

@@ -45,8 +45,10 @@ int32_t dot(const int16_t* x, const int8_t* w, int32_t count) {
 
 float integer_output(const PackedMatrix& w, const Activations& x, int32_t panel, int32_t r, int32_t t,
                      const int8_t* row) {
-    const auto* scale = reinterpret_cast<const float*>(w.data + w.offset[panel]);
-    const float* footer = scale + static_cast<size_t>(w.scale_groups) * 16;
+    const uint8_t* data = w.data + w.offset[panel];
+    const auto* scale = reinterpret_cast<const float*>(data);
+    const auto* halves = reinterpret_cast<const uint16_t*>(data);
+    const auto* footer = reinterpret_cast<const float*>(data + w.header - 64);
     const int16_t* q = x.wide + static_cast<size_t>(t) * x.stride;
     const float* scale_x = x.scale + static_cast<size_t>(t) * x.groups;
     if (w.group == 0) {
@@ -58,7 +60,8 @@ float integer_output(const PackedMatrix& w, const Activations& x, int32_t panel,
     for (int32_t g = 0; g < w.groups; ++g) {
         const int32_t first = g * w.group, count = std::min(w.group, x.padded - first);
         const float acc = static_cast<float>(dot(q + first, row + first, count));
-        value = std::fmaf(acc * scale_x[g], scale[w.scale_groups == 1 ? r : g * 16 + r], value);
+        const int32_t at = w.scale_groups == 1 ? r : g * 16 + r;
+        value = std::fmaf(acc * scale_x[g], w.half_scales ? half_to_float(halves[at]) : scale[at], value);
     }
     if (x.spec.mode == InputMode::int8_static)
         value = std::fmaf(-(static_cast<float>(x.spec.zero_point) * scale_x[0]), footer[r], value);

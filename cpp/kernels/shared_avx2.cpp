@@ -71,7 +71,7 @@ template <class Blocks, int T>
 void columns_tile(const Place& at, int16_t* gathered) {
     const uint8_t* masks = view(at.w, at.panel).body;
     const size_t words = (static_cast<size_t>(at.w.k) + 31) / 32;
-    Blocks blocks(at.w, masks + (words * 4 + 63) / 64 * 64, static_cast<size_t>(at.w.scale_groups) * 64 + 64);
+    Blocks blocks(at.w, masks + (words * 4 + 63) / 64 * 64, at.w.header);
     const size_t stride = static_cast<size_t>(at.w.group == 0 ? at.x.padded : at.w.group) + 16;
     tile<T>(at, [&](int32_t, int32_t j, int32_t last, __m256i sums[T][2]) {
         const int32_t count = gather<T>(at, masks, j, last, gathered, stride);
@@ -88,7 +88,7 @@ void run_columns(const PackedMatrix& w, const Activations& x, float* y, size_t l
                  void* scratch) {
     auto* gathered = static_cast<int16_t*>(scratch);
     for (int32_t p = begin; p < end; ++p) {
-        prefetch_start(view(w, p).body, static_cast<size_t>(w.scale_groups) * 64 + 64);
+        prefetch_start(view(w, p).body, w.header);
         Place at{w, x, p, 0, y, ldy};
         for (; at.first + 2 <= x.m; at.first += 2) columns_tile<Blocks, 2>(at, gathered);
         if (at.first < x.m) columns_tile<Blocks, 1>(at, gathered);

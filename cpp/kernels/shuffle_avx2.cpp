@@ -104,9 +104,8 @@ template <bool Nibbles>
 void run_two4(const PackedMatrix& w, const Activations& x, float* y, size_t ldy, int32_t begin, int32_t end,
               void* scratch) {
     if (x.m <= 4) return run_sums<Two4<Nibbles>>(w, x, y, ldy, begin, end);
-    const size_t header = static_cast<size_t>(w.scale_groups) * 64 + 64;
     for (int32_t p = begin; p < end; ++p) {
-        const Two4<Nibbles> blocks(w, view(w, p).body, header);
+        const Two4<Nibbles> blocks(w, view(w, p).body, w.header);
         const Place at{w, x, p, 0, y, ldy};
         Nibbles ? run_decoded_nibbles(blocks, at, scratch) : run_decoded(blocks, at, scratch);
     }

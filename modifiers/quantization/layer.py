@@ -17,7 +17,8 @@ EPSILON = torch.finfo(torch.float32).eps  # stands for a scale of 0, as in compr
 class LayerQuantization:
     """The quantization of one Linear [out, in]; its weight holds `q * scale`.
 
-    scale: f32 [out, groups], groups = in / group_size, or 1 when group_size is 0 (per output channel).
+    scale: f32 [out, groups], groups = in / group_size, or 1 when group_size is 0 (per output channel); those of several
+    groups are exact in float16 (`half_exact`).
     input_scale f32 [1] and input_zero_point i32 [1]: static activations only.
     """
 
@@ -53,6 +54,17 @@ class LayerQuantization:
     def from_state(cls, module: nn.Module, state: dict[str, Any]) -> LayerQuantization:
         assert isinstance(module, nn.Linear)
         return cls(module=module, **state)
+
+
+def half_exact(scale: torch.Tensor) -> torch.Tensor:
+    """Scales f32 [out, groups] rounded to float16, in which the engine keeps a matrix's if all are exact in it.
+
+    One per row stays as it is, where half of it would save nothing, and one that would become 0 or infinite.
+    """
+    if scale.shape[1] == 1:
+        return scale
+    half = scale.half().float()
+    return torch.where((half > 0) & half.isfinite(), half, scale)
 
 
 def quantize_weight(weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:

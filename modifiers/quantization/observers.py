@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .layer import EPSILON, INT8, LayerQuantization, dequantize_weight, quantize_weight
+from .layer import (
+    EPSILON,
+    INT8,
+    LayerQuantization,
+    dequantize_weight,
+    half_exact,
+    quantize_weight,
+)
 from .schemes import ConfigGroup, WeightArgs
 
 PERCENTILE = 99.9  # of the absolute weights that share a scale
@@ -47,14 +54,14 @@ def weight_scale(
 
     minmax: amax / ((2^bits - 1) / 2), as compressed-tensors'. percentile: the same, of the 99.9th percentile. mse: of
     80 fractions of minmax's down to a fifth, the one with the least squared error. imatrix_mse: the same, each
-    column's error counting `importance` [in] times: the mean square of the input that it meets.
+    column's error counting `importance` [in] times: the mean square of the input that it meets. All are `half_exact`.
     """
     columns = weight.shape[1]
     groups = weight.reshape(weight.shape[0], -1, group_size or columns).abs()
     clips = args.observer == "percentile"
     largest = torch.quantile(groups, PERCENTILE / 100, dim=2) if clips else groups.amax(dim=2)
     scale = largest / ((2**args.num_bits - 1) / 2)
-    scale = torch.where(scale == 0, EPSILON, scale)
+    scale = half_exact(torch.where(scale == 0, EPSILON, scale))
     if args.observer == "mse":
         return _least_error(weight, scale, args.num_bits, torch.ones(columns).to(weight))
     if args.observer == "imatrix_mse":
@@ -69,7 +76,7 @@ def _least_error(
     best = widest.clone()
     least = torch.full_like(widest, torch.inf)
     for percent in range(100, 20, -1):
-        scale = widest * (percent / 100)
+        scale = half_exact(widest * (percent / 100))
         error = dequantize_weight(quantize_weight(weight, scale, bits), scale).sub_(weight)
         total = error.square_().mul_(importance).reshape(*widest.shape, -1).sum(dim=2)
         better = total < least

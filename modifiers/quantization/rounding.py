@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from .layer import dequantize_weight
+from .layer import dequantize_weight, half_exact
 
 BLOCK = 128
 
@@ -93,7 +93,7 @@ def refit_scales(
 ) -> torch.Tensor:
     """The scales f32 [out, groups] with the least error for these integers, one least-squares problem a row.
 
-    A row keeps its scales where a new one would not be positive, or the error would not shrink.
+    They are `half_exact`. A row keeps its scales where a new one would not be positive, or the error would not shrink.
     """
     rows, groups = scale.shape
     size = weight.shape[1] // groups
@@ -113,6 +113,7 @@ def refit_scales(
     a.diagonal(dim1=1, dim2=2).masked_fill_(empty, 1.0)
     a, b = a.double(), torch.where(empty, scale, b).double()
     fitted, failed = torch.linalg.solve_ex(a, b)
+    fitted = half_exact(fitted.float()).double()
     quadratic = torch.einsum
 
     def error(s: torch.Tensor) -> torch.Tensor:

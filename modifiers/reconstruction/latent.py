@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..quantization.layer import LayerQuantization, dequantize_weight, quantize_weight
+from ..quantization.layer import (
+    LayerQuantization,
+    dequantize_weight,
+    half_exact,
+    quantize_weight,
+)
 
 
 class LatentWeight:
@@ -35,8 +40,8 @@ class LatentWeight:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Put the module's weight on the grid of the trained scale, in place; a held zero is exactly 0."""
-        scale = self.scale.detach().clone()
+        """Put the module's weight on the grid of the trained `half_exact` scale, in place; a held zero is exactly 0."""
+        scale = half_exact(self.scale.detach().clone())
         weight = self.weight if self._mask is None else self.weight.masked_fill(~self._mask, 0)
         q = quantize_weight(weight, scale, self.layer.weight_bits)
         self.layer.scale = scale

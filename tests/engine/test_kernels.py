@@ -153,12 +153,23 @@ def pack_floats(weights: np.ndarray, kept: np.ndarray, layout: str) -> Any:
     return kernels.pack(n, k, layout[:3], values, mask, layout=layout)
 
 
-def integer_case(layout: str, pattern: str, shape: tuple[int, int], mode: str, group: int) -> Any:
-    """A packed matrix with random scales, its weights, and those scales spread over [n, k]."""
+def kinds(group: int) -> tuple[bool, ...]:
+    """Whether scales are exact in float16: both, where that changes how they are packed."""
+    return (False, True) if group else (False,)
+
+
+def integer_case(
+    layout: str, pattern: str, shape: tuple[int, int], mode: str, group: int, half: bool = False
+) -> Any:
+    """A packed matrix with random scales, its weights, and those scales spread over [n, k].
+
+    half: the scales are exact in float16.
+    """
     n, k = shape
     weights, kept = integers(pattern, int(layout[1]), n, k)
     groups = -(-k // group) if group else 1
-    scales = seeded("scales", shape).uniform(0.001, 0.01, (n, groups)).astype(np.float32)
+    scales = seeded("scales", shape).uniform(0.001, 0.01, (n, groups))
+    scales = scales.astype(np.float16 if half else np.float32).astype(np.float32)
     static = {"input_scale": 0.03, "zero_point": -7} if mode == "int8_static" else {}
     packed = pack_integers(weights, kept, layout, scales, group=group, mode=mode, **static)
     return packed, weights, np.repeat(scales, group or k, axis=1)[:, :k]
@@ -245,11 +256,49 @@ def test_integer_sums_are_exact(row: str, layout: str) -> None:
 def test_integer_rows_agree_with_reference(row: str, layout: str, mode: str, group: int) -> None:
     for index, shape in enumerate(SHAPES):
         fitting = patterns(layout)
-        for pattern in (fitting[index % len(fitting)], half_kept(layout)):
-            packed, _, _ = integer_case(layout, pattern, shape, mode, group)
+        cases = [(fitting[index % len(fitting)], False)]
+        cases += [(half_kept(layout), half) for half in kinds(group)]
+        for pattern, half in cases:
+            packed, _, _ = integer_case(layout, pattern, shape, mode, group, half)
             x = seeded(shape).standard_normal((3, shape[1])).astype(np.float32)
             reference = kernels.linear("reference", packed, x)
-            assert same_bits(kernels.linear(row, packed, x), reference), (shape, pattern)
+            assert same_bits(kernels.linear(row, packed, x), reference), (shape, pattern, half)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("layout", INTEGER_LAYOUTS)
+def test_scales_are_kept_in_float16_where_that_loses_nothing(layout: str, group: int) -> None:
+    """One that is not exact makes them all float32: more bytes, and the same outputs of all other rows."""
+    n, k = 40, 300
+    weights, kept = integers(half_kept(layout), int(layout[1]), n, k)
+    groups = -(-k // group)
+    scales = seeded(group).uniform(0.001, 0.01, (n, groups)).astype(np.float16).astype(np.float32)
+    scales[:6, -1] = 2.0**-24, 3 * 2.0**-20, 2.0**-14, 65504, -0.0, -1 - 2.0**-10
+    settings = {"group": group, "mode": "int8_static", "input_scale": 0.03, "zero_point": -7}
+    halves = pack_integers(weights, kept, layout, scales, **settings)
+    x = seeded(3).standard_normal((3, k)).astype(np.float32)
+    for inexact in (2.0**-25, 1.5 * 2.0**-24, 2.0**-14 + 2.0**-25, 1 + 2.0**-11, 65536, 1e38):
+        scales[-1, -1] = inexact
+        floats = pack_integers(weights, kept, layout, scales, **settings)
+        header = 64 * -(-groups // 2)  # 2 groups a line, and of float32 1
+        assert floats.bytes - halves.bytes == floats.panels * (64 * groups - header), inexact
+        assert np.array_equal(floats.unpack(), halves.unpack())
+    for row in (row for row in ROWS if layout in kernels.layouts(row)):
+        for m in (1, 3):
+            found, expected = (kernels.linear(row, w, x[:m])[:, :-1] for w in (halves, floats))
+            assert same_bits(found.copy(), expected.copy()), row
+
+
+def test_one_scale_a_row_is_kept_in_float32() -> None:
+    """Of a single group half of it would save nothing."""
+    weights, kept = integers("dense", 4, 16, 64)
+    for group in (0, 64):
+        for scale in (0.5, 0.1):
+            scales = np.full((16, 1), scale, np.float32)
+            packed = pack_integers(
+                weights, kept, "i4_dense", scales, group=group, mode="int8_dynamic"
+            )
+            assert packed.bytes == 16 * 64 / 2 + 64 + 64
 
 
 @pytest.mark.parametrize("layout", ["f32_dense", "f32_bitmask", "f16_dense"])
@@ -271,7 +320,11 @@ def test_tokens_and_threads_change_nothing(row: str, layout: str) -> None:
     n, k = 85, 100
     if layout[0] == "i":
         pattern = half_kept(layout)
-        cases = [integer_case(layout, pattern, (n, k), mode, group)[0] for mode, group in MODES]
+        cases = [
+            integer_case(layout, pattern, (n, k), mode, group, half)[0]
+            for mode, group in MODES
+            for half in kinds(group)
+        ]
     else:
         cases = [float_case(layout, "0.5", (n, k))[0]]
     x = seeded(2).standard_normal((70, k)).astype(np.float32)

@@ -277,7 +277,7 @@ def memory(model, session: Session, group: int, dtype: str) -> tuple[float, dict
     return bytes_ / size, layouts
 
 
-@pytest.mark.parametrize(("bits", "group", "limit"), [(8, 0, 0.8), (8, 0, 0.6), (4, 32, 0.6)])
+@pytest.mark.parametrize(("bits", "group", "limit"), [(8, 0, 0.8), (8, 0, 0.6), (4, 32, 0.54)])
 def test_auto_stays_within_its_bytes_as_the_engine_packs_them(calibration, bits, group, limit):
     budget = {"bytes_per_weight": limit, "weight_bits": bits, "group_size": group}
     modifier = ADMMPruning(mask_structure="auto", budget=budget, ignore=["lm_head"])

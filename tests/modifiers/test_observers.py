@@ -14,6 +14,7 @@ from paring.modifiers.quantization.histogram import LeastError, Percentile, inpu
 from paring.modifiers.quantization.layer import (
     dequantize_weight,
     fake_quantize_static,
+    half_exact,
     quantize_weight,
 )
 from paring.modifiers.quantization.observers import MinMax, qparams, weight_scale
@@ -112,8 +113,8 @@ def test_mse_of_weights_finds_what_brute_force_finds(bits, weighted):
             q = quantize_weight(w, s.reshape(1, 1), bits)
             return float(((dequantize_weight(q, s.reshape(1, 1)) - w).square() * c).sum())
 
-        widest = w.abs().max() / ((2**bits - 1) / 2)
-        best = min(error(widest * f) for f in torch.linspace(0.2, 1, 81)[1:])
+        widest = (w.abs().max() / ((2**bits - 1) / 2)).half().float()
+        best = min(error((widest * f).half().float()) for f in torch.linspace(0.2, 1, 81)[1:])
         assert error(scale[row, group]) == pytest.approx(best, rel=1e-3)
 
 
@@ -162,3 +163,25 @@ def test_observers_where_there_is_nothing_to_observe_are_refused(pico):
         InputArgs(observer="mse")
     with pytest.raises(ModelError, match="in training"):
         Session(pico(), [Quantization(observer="imatrix_mse")]).begin(1, 1)
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "imatrix_mse"])
+def test_scales_of_groups_are_exact_in_float16(observer):
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(8, 64, generator=generator) * 0.02
+    weight[0, :16] = 0
+    importance = torch.rand(64, generator=generator)
+    args = WeightArgs(num_bits=4, strategy="group", group_size=16, observer=observer)
+    scale = weight_scale(weight, 16, args, importance)
+    assert torch.equal(scale, scale.half().float())
+    assert (scale > 0).all()
+    per_row = weight_scale(weight, 0, WeightArgs(observer=observer), importance)
+    assert not torch.equal(per_row, per_row.half().float())
+
+
+def test_a_scale_that_float16_can_not_hold_stays_float32():
+    scale = torch.tensor([[1e-9, 1e-7, 0.1, 60000.0, 1e5]])
+    rounded = torch.tensor([[1e-9, 2.0**-23, 0.1, 60000.0, 1e5]])
+    rounded[0, 2] = rounded[0, 2].half()
+    assert torch.equal(half_exact(scale), rounded)
+    assert torch.equal(half_exact(scale.T), scale.T)  # one per row

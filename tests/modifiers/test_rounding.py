@@ -28,7 +28,8 @@ def problem(rows: int = 6, columns: int = 24, groups: int = 3, bits: int = 4):
     amax = (
         weight.reshape(rows, groups, -1).abs().amax(dim=2) * 0.9
     )  # a tenth is clipped; no ties at the end
-    return weight * kept, kept, amax / ((2**bits - 1) / 2), inputs.T @ inputs
+    scale = (amax / ((2**bits - 1) / 2)).half().float()
+    return weight * kept, kept, scale, inputs.T @ inputs
 
 
 def plain_gptq(
@@ -109,6 +110,7 @@ def test_refitted_scales_are_the_least_squares_solution():
         target = weight[row].double()
         expected = torch.linalg.lstsq((root @ design)[:, groups], root @ target).solution
         assert torch.allclose(fitted[row, groups].double(), expected, rtol=1e-3)
+    assert torch.equal(fitted, fitted.half().float())
     before, after = (squared_error(q, weight, s, gram) for s in (scale, fitted))
     assert after < before
 

@@ -31,6 +31,7 @@ def plain_error(x: torch.Tensor, weight: torch.Tensor, s: torch.Tensor, scheme: 
     for row in q:
         for part in row.split(group):
             step = part.abs().max() / ((2**bits - 1) / 2)
+            step = step.half().float() if group < len(row) else step
             part.copy_((part / step).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * step)
     total = 0.0
     for token in x:

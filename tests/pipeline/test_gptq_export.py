@@ -76,6 +76,25 @@ def test_the_engine_runs_what_gptq_made(
     assert np.median(difference) < (1e-3 if settings["scheme"] == "W4A16" else 3e-2)
 
 
+@pytest.mark.parametrize("modifier", ["GPTQ", "Quantization"])
+def test_the_engine_keeps_scales_of_groups_in_float16(
+    pico: Path, corpus: Path, tmp_path: Path, modifier: str
+) -> None:
+    settings = {"scheme": "W4A16", "group_size": 64, "ignore": ["lm_head"]}
+    pared, _ = applied([registry()[modifier](**settings)], pico, corpus, tmp_path / "out")
+    with Engine(read_graph(tmp_path / "out" / "graph"), threads=1) as engine:
+        matrices = engine.info()["matrices"]
+    for name, layer in pared.quantization.items():
+        n, groups = layer.scale.shape
+        if groups > 1:
+            assert torch.equal(layer.scale, layer.scale.half().float())
+        # of 16 rows: the scales, those of groups in halves, and row sums
+        header = (64 if groups == 1 else 32 * groups) + 64
+        size = 64 * groups * n // 2 + n // 16 * header
+        assert matrices[f"{name}.weight"]["bytes"] == size
+    assert pared.quantization["model.layers.0.mlp.down_proj"].scale.shape == (64, 2)
+
+
 def test_a_quantized_head_parts_from_the_embedding_in_checkpoint_and_graph(
     pico: Path, corpus: Path, tmp_path: Path
 ) -> None:
