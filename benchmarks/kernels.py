@@ -73,6 +73,11 @@ CASES = [
     *(Case(f"1x4 int8 {s} %", "i8_block4", s / 100, pattern="1x4") for s in (50, 70, 80, 90)),
     *(Case(f"1x4 int4 g64 {s} %", "i4_block4", s / 100, 64, pattern="1x4") for s in (50, 70)),
     *(
+        Case(f"1x4 int4 g64 {s} %, words", "i4_words", s / 100, 64, pattern="1x4")
+        for s in (50, 70, 80, 90)
+    ),
+    Case("1x4 int4 g64 70 %, words, 15-bit input", "i4_words", 0.7, 64, "int16", "1x4"),
+    *(
         Case(f"1x4 int8 {s} %, lists", "i8_lists4", s / 100, pattern="1x4")
         for s in (50, 70, 80, 90)
     ),

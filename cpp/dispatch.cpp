@@ -17,11 +17,11 @@ constexpr uint32_t kRowAvx2 = kAvx2 | kFma | kF16c;
 constexpr uint32_t kRowAvx512 = kRowAvx2 | kAvx512;
 constexpr uint32_t kRowVnni = kRowAvx512 | kAvx512Vnni;
 
-// Plainest first; every row names one function per layout, in the order of Layout, none for the last ones if it has
-// none, then its cycles. A row of an
+// Plainest first; every row names one function per layout, in the order of Layout, nullptr where it has none and
+// nothing for the last ones, then its cycles. A row of an
 // instruction set that the compiler could not build is absent (setup.py defines PARING_HAVE_*). The cycles are
 // those measured with 512 x 576 matrices in the L2 cache, `columns` at 70 %, int4 with 8-bit inputs: those of AVX2 on
-// Zen 3, which has nothing better, the others on Zen 5.
+// Zen 3, which has nothing better, those of VBMI2 on Zen 4, the others on Zen 5.
 #define PARING_FLOATS(isa) run_f32_dense_##isa, run_f16_dense_##isa, run_f32_bitmask_##isa
 #define PARING_INTEGERS(layout, isa) run_i8_##layout##_##isa, run_i4_##layout##_##isa
 #define PARING_REFERENCE run_integers_reference, run_integers_reference
@@ -32,7 +32,7 @@ constexpr KernelRow kRows[] = {
      quantize_reference,
      {run_floats_reference, run_floats_reference, run_floats_reference, PARING_REFERENCE, PARING_REFERENCE,
       PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE,
-      PARING_REFERENCE, PARING_REFERENCE},
+      run_integers_reference, PARING_REFERENCE, PARING_REFERENCE},
      {}},
 #if defined(PARING_HAVE_AVX2)
     {"avx2",
@@ -40,10 +40,10 @@ constexpr KernelRow kRows[] = {
      quantize_avx2,
      {PARING_FLOATS(avx2), PARING_INTEGERS(dense, avx2), PARING_INTEGERS(bitmask, avx2), PARING_INTEGERS(block4, avx2),
       PARING_INTEGERS(2of4, avx2), PARING_INTEGERS(4of16, avx2), PARING_INTEGERS(n16, avx2),
-      PARING_INTEGERS(pairs, avx2), PARING_INTEGERS(columns, avx2), PARING_INTEGERS(lists, avx2),
+      PARING_INTEGERS(pairs, avx2), PARING_INTEGERS(columns, avx2), nullptr, PARING_INTEGERS(lists, avx2),
       PARING_INTEGERS(lists4, avx2)},
      {15.0F, 14.0F, 40.0F, 3.9F, 3.7F, 18.8F, 24.2F, 15.5F, 17.1F, 5.1F, 4.7F, 2.7F, 2.4F, 17.4F, 15.8F,
-      17.5F, 21.1F, 13.4F, 14.7F, 4.7F, 5.5F, 5.5F, 8.5F}},
+      17.5F, 21.1F, 13.4F, 14.7F, 0.0F, 4.7F, 5.5F, 5.5F, 8.5F}},
 #endif
 #if defined(PARING_HAVE_AVX512)
     {"avx512",
@@ -70,11 +70,11 @@ constexpr KernelRow kRows[] = {
      kRowVnni | kAvx512Vbmi2,
      quantize_avx512,
      {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512_vnni), PARING_INTEGERS(bitmask, avx512_vbmi2),
-      PARING_INTEGERS(block4, avx512_vnni), PARING_INTEGERS(2of4, avx512_vnni), PARING_INTEGERS(4of16, avx512_vnni),
+      run_i8_block4_avx512_vnni, nullptr, PARING_INTEGERS(2of4, avx512_vnni), PARING_INTEGERS(4of16, avx512_vnni),
       PARING_INTEGERS(n16, avx512_vbmi2), PARING_INTEGERS(pairs, avx512_vbmi2),
-      PARING_INTEGERS(columns, avx512_vbmi2)},
-     {8.5F, 8.0F, 14.0F, 1.5F, 1.4F, 3.0F, 3.5F, 2.9F, 3.6F, 0.9F, 1.2F, 0.7F, 1.0F, 2.7F, 2.9F,
-      2.7F, 3.2F, 1.5F, 3.0F}},
+      PARING_INTEGERS(columns, avx512_vbmi2), run_i4_words_avx512_vbmi2},
+     {12.5F, 9.5F, 15.0F, 2.6F, 2.3F, 3.8F, 5.2F, 3.8F, 0.0F, 2.0F, 2.5F, 1.4F, 2.0F, 4.5F, 5.0F,
+      4.6F, 5.0F, 1.7F, 3.4F, 3.1F}},
 #endif
 #endif
 #if defined(PARING_HAVE_NEON)

@@ -30,6 +30,7 @@ ORDER = [
             "pairs",
             "bitmask",
             "block4",
+            "words",
             "lists",
             "lists4",
         )
@@ -38,7 +39,7 @@ ORDER = [
 
 # Cycles for 64 weights (lists: for a vector, 4 weights of each of 8 rows), measured in a core's L2 cache:
 # AVX2 on Zen 3 (i8_block4 and i4_lists4 in memory, where they are slower than their 12.6 and 5.7 cycles and their
-# bytes), the others on Zen 5.
+# bytes), avx512_vbmi2 on Zen 4, the others on Zen 5.
 CYCLES: dict[str, dict[str, float]] = {
     "avx2": {
         "f32_dense": 15.0,
@@ -105,24 +106,24 @@ CYCLES: dict[str, dict[str, float]] = {
         "i4_columns": 3.7,
     },
     "avx512_vbmi2": {
-        "f32_dense": 8.5,
-        "f32_bitmask": 14.0,
-        "i8_dense": 1.5,
-        "i4_dense": 1.4,
-        "i8_bitmask": 3.0,
-        "i4_bitmask": 3.5,
-        "i8_block4": 2.9,
-        "i4_block4": 3.6,
-        "i8_2of4": 0.9,
-        "i4_2of4": 1.2,
-        "i8_4of16": 0.7,
-        "i4_4of16": 1.0,
-        "i8_n16": 2.7,
-        "i4_n16": 2.9,
-        "i8_pairs": 2.7,
-        "i4_pairs": 3.2,
-        "i8_columns": 1.5,
-        "i4_columns": 3.0,
+        "f32_dense": 12.5,
+        "f32_bitmask": 15.0,
+        "i8_dense": 2.6,
+        "i4_dense": 2.3,
+        "i8_bitmask": 3.8,
+        "i4_bitmask": 5.2,
+        "i8_block4": 3.8,
+        "i8_2of4": 2.0,
+        "i4_2of4": 2.5,
+        "i8_4of16": 1.4,
+        "i4_4of16": 2.0,
+        "i8_n16": 4.5,
+        "i4_n16": 5.0,
+        "i8_pairs": 4.6,
+        "i4_pairs": 5.0,
+        "i8_columns": 1.7,
+        "i4_columns": 3.4,
+        "i4_words": 3.1,
     },
 }
 
@@ -187,7 +188,8 @@ def _sizes(dtype: DType, weights: float, blocks: float) -> dict[str, float]:
         return {"f32_dense": 256, "f32_bitmask": 8 + 4 * weights}
     if dtype == "i8":
         return {"i8_dense": 64, "i8_bitmask": 8 + weights, "i8_block4": 2 + 4 * blocks}
-    return {"i4_dense": 32, "i4_bitmask": 8.25 + weights / 2, "i4_block4": 2 + 2 * blocks}
+    sizes: dict[str, float] = {"i4_dense": 32, "i4_bitmask": 8.25 + weights / 2}
+    return sizes | dict.fromkeys(("i4_block4", "i4_words"), 2 + 2 * blocks)
 
 
 def _even_sizes(dtype: DType, weights: float, pattern: str, groups: float) -> dict[str, float]:

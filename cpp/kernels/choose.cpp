@@ -106,7 +106,8 @@ double bytes_of(Layout layout, const Density& d) {
         case Layout::i8_bitmask: return 8 + d.weights;
         case Layout::i4_bitmask: return 8.25 + d.weights / 2;
         case Layout::i8_block4: return 2 + 4 * d.blocks;
-        case Layout::i4_block4: return 2 + 2 * d.blocks;
+        case Layout::i4_block4:
+        case Layout::i4_words: return 2 + 2 * d.blocks;
         case Layout::i8_2of4: return 40;
         case Layout::i4_2of4: return 24;
         case Layout::i8_4of16: return 24;
@@ -159,7 +160,7 @@ Layout choose_layout(const KernelRow& row, const MatrixSource& s) {
                                  Layout::i8_lists, Layout::i8_lists4});
     return cheapest(row, d, {Layout::i4_dense, Layout::i4_4of16, Layout::i4_2of4, Layout::i4_n16,
                              Layout::i4_columns, Layout::i4_pairs, Layout::i4_bitmask, Layout::i4_block4,
-                             Layout::i4_lists, Layout::i4_lists4});
+                             Layout::i4_words, Layout::i4_lists, Layout::i4_lists4});
 }
 
 }  // namespace paring::kernels

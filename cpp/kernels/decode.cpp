@@ -73,6 +73,20 @@ void decode_block4(const uint8_t* body, size_t columns, bool nibbles, int8_t* we
     }
 }
 
+void decode_words(const uint8_t* body, size_t columns, int8_t* weights) {
+    ChunkReader<uint32_t> chunks{body};
+    for (size_t j = 0; j < columns; j += 8) {
+        const uint32_t mask = chunks.next();
+        for (size_t block = 0; block < 32; ++block) {
+            int8_t* to = weights + block / 2 * columns + j + block % 2 * 4;
+            const bool kept = mask >> block & 1;
+            for (size_t i = 0; i < 4; ++i)
+                to[i] = static_cast<int8_t>(kept ? (chunks.at[i % 2] >> (i / 2 * 4) & 15) - 8 : 0);
+            if (kept) chunks.at += 2;
+        }
+    }
+}
+
 void decode_pairs(const uint8_t* body, size_t columns, bool nibbles, int8_t* weights) {
     ChunkReader<uint64_t> chunks{body};
     for (size_t j = 0; j < columns; j += 8) {
@@ -193,6 +207,7 @@ void decode_integers(const PackedMatrix& w, int32_t panel, int8_t* weights) {
         case Layout::i4_bitmask: return decode_bitmask(body, columns, true, weights);
         case Layout::i8_block4: return decode_block4(body, columns, false, weights);
         case Layout::i4_block4: return decode_block4(body, columns, true, weights);
+        case Layout::i4_words: return decode_words(body, columns, weights);
         case Layout::i8_pairs: return decode_pairs(body, columns, false, weights);
         case Layout::i4_pairs: return decode_pairs(body, columns, true, weights);
         case Layout::i8_columns: return decode_columns(body, columns, w.group, false, weights);

@@ -94,6 +94,9 @@ enum class Layout : uint8_t {
     i8_columns,    // all 16 rows share: u32 masks of 32 columns, padded to 64 bytes; then the kept columns as blocks of
                    // u8 = w + 128, each group's filled up with zeros to a block
     i4_columns,    // the same with w + 8, each group's filled up to two: low nibbles block 2i, high nibbles 2i + 1
+    // i4_block4 for instructions that expand 16-bit words:
+    i4_words,      // chunks of 16 pairs of blocks: u32 masks, bits 2r and 2r + 1 of row r's two; what i4_block4 stores of
+                   // them, in mask order
     // Windows of 16 columns as often as 8 rows need them, 4 weights of each row at a time; zeros fill up.
     i8_lists,      // u16 for each group of columns (one if group = 0) and half of the rows: its vectors; padded to 32
                    // bytes. u8 for each vector: how many windows it is past the one before it, the first past the

@@ -66,6 +66,7 @@ DType dtype_of(Layout layout) {
         case Layout::i4_n16:
         case Layout::i4_pairs:
         case Layout::i4_columns:
+        case Layout::i4_words:
         case Layout::i4_lists:
         case Layout::i4_lists4: return DType::i4;
         case Layout::count: break;

@@ -50,27 +50,42 @@ void append_bitmask(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool ni
     }
 }
 
+void append_nibbles(std::vector<uint8_t>& out, const int8_t* w) {
+    out.push_back(static_cast<uint8_t>((w[0] + 8) | (w[2] + 8) << 4));
+    out.push_back(static_cast<uint8_t>((w[1] + 8) | (w[3] + 8) << 4));
+}
+
 // Bit r: whether row r keeps anything of its block at columns j .. j + 3. Then the whole block is stored, zeros too.
 void append_block4(std::vector<uint8_t>& out, const Tile<int8_t>& tile, bool nibbles) {
     Chunks<uint16_t> chunks(out);
     for (size_t j = 0; j < tile.columns; j += 4) {
         const uint64_t kept = block_mask(tile, j);
-        uint8_t values[64];
-        size_t used = 0;
         uint16_t mask = 0;
-        for (size_t r = 0; r < 16; ++r) {
-            if ((kept >> (4 * r) & 15) == 0) continue;
-            mask = static_cast<uint16_t>(mask | 1u << r);
-            const int8_t* w = &tile.value[r * tile.columns + j];
-            if (nibbles) {
-                values[used++] = static_cast<uint8_t>((w[0] + 8) | (w[2] + 8) << 4);
-                values[used++] = static_cast<uint8_t>((w[1] + 8) | (w[3] + 8) << 4);
-            } else {
-                for (size_t i = 0; i < 4; ++i) values[used++] = static_cast<uint8_t>(w[i] + 128);
-            }
-        }
+        for (size_t r = 0; r < 16; ++r)
+            if ((kept >> (4 * r) & 15) != 0) mask = static_cast<uint16_t>(mask | 1u << r);
         chunks.add(mask);
-        append(out, values, used);
+        for (size_t r = 0; r < 16; ++r) {
+            if ((mask >> r & 1) == 0) continue;
+            const int8_t* w = &tile.value[r * tile.columns + j];
+            if (nibbles)
+                append_nibbles(out, w);
+            else
+                for (size_t i = 0; i < 4; ++i) out.push_back(static_cast<uint8_t>(w[i] + 128));
+        }
+    }
+}
+
+// The same of two blocks of a row, then of the next row.
+void append_words(std::vector<uint8_t>& out, const Tile<int8_t>& tile) {
+    Chunks<uint32_t> chunks(out);
+    for (size_t j = 0; j < tile.columns; j += 8) {
+        const uint64_t kept[2] = {block_mask(tile, j), block_mask(tile, j + 4)};
+        uint32_t mask = 0;
+        for (size_t i = 0; i < 32; ++i)
+            if ((kept[i % 2] >> (i / 2 * 4) & 15) != 0) mask |= 1u << i;
+        chunks.add(mask);
+        for (size_t i = 0; i < 32; ++i)
+            if (mask >> i & 1) append_nibbles(out, &tile.value[i / 2 * tile.columns + j + i % 2 * 4]);
     }
 }
 
@@ -84,6 +99,7 @@ void append_integers(std::vector<uint8_t>& out, Layout layout, const Tile<int8_t
         case Layout::i4_bitmask: return append_bitmask(out, tile, true);
         case Layout::i8_block4: return append_block4(out, tile, false);
         case Layout::i4_block4: return append_block4(out, tile, true);
+        case Layout::i4_words: return append_words(out, tile);
         case Layout::i8_pairs: return append_pairs(out, tile, false);
         case Layout::i4_pairs: return append_pairs(out, tile, true);
         case Layout::i8_columns: return append_columns(out, tile, group, false);

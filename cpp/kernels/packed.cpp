@@ -57,6 +57,7 @@ const char* layout_name(Layout layout) {
         case Layout::i4_pairs: return "i4_pairs";
         case Layout::i8_columns: return "i8_columns";
         case Layout::i4_columns: return "i4_columns";
+        case Layout::i4_words: return "i4_words";
         case Layout::i8_lists: return "i8_lists";
         case Layout::i4_lists: return "i4_lists";
         case Layout::i8_lists4: return "i8_lists4";

@@ -84,6 +84,7 @@ PARING_RUN(run_i8_pairs_avx512_vbmi2);
 PARING_RUN(run_i4_pairs_avx512_vbmi2);
 PARING_RUN(run_i8_columns_avx512_vbmi2);
 PARING_RUN(run_i4_columns_avx512_vbmi2);
+PARING_RUN(run_i4_words_avx512_vbmi2);
 
 void quantize_neon(const Activations& out, int32_t begin, int32_t end);
 PARING_RUN(run_f32_dense_neon);

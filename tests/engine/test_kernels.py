@@ -46,6 +46,7 @@ INTEGER_LAYOUTS = (
     "i4_pairs",
     "i8_columns",
     "i4_columns",
+    "i4_words",
     "i8_lists",
     "i4_lists",
     "i8_lists4",
