@@ -286,7 +286,9 @@ def parse(cases: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--results", required=True, type=Path, help="JSON lines; added to")
     parser.add_argument("--work", required=True, type=Path, help="checkpoints are kept here")
     parser.add_argument("--cases", nargs="*", help="names; not given: all; none: only the table")
-    parser.add_argument("--steps", type=int, default=300, help="of a recovery; the yaml says of what else")
+    parser.add_argument(
+        "--steps", type=int, default=300, help="of a recovery; the yaml says of what else"
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="calibration; training has half")
     parser.add_argument("--samples", type=int, default=64, help="of calibration")

@@ -176,7 +176,9 @@ def test_int8_cache_shows_what_is_not_finite() -> None:
         graph.arrays["wv/values"][:, 5] = 2  # 6e38 is infinite
         for row in _core.rows():
             with Engine(graph, threads=1, kernels=row, cache="int8") as engine:
-                found = engine.logits([1, 2, 1, 3, 1])  # the third and the fourth share a tile of rows
+                found = engine.logits(
+                    [1, 2, 1, 3, 1]
+                )  # the third and the fourth share a tile of rows
             assert np.isfinite(found[:3]).all(), row
             assert np.isnan(found[3:, :40]).all(), row
 
