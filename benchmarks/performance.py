@@ -12,8 +12,8 @@ beside `--model` are generated in the work folder, and so are the peers' own fil
 
 Systems take turns, one process at a time; a round, at one count of threads, begins with the bandwidth probe and ends
 when all had their turn. Results are JSON lines; a case and round that the file has from this CPU, known by its name and
-its best kernel row, is not run again, one that failed is tried again at the next start. Ratios are of one round; medians
-over the rounds are shown. `--parts` with nothing after it only writes table and picture.
+its best kernel row, is not run again, one that failed is tried again at the next start. Ratios are of one round;
+medians over the rounds are shown. `--parts` with nothing after it only writes table and picture.
 """
 
 from __future__ import annotations
