@@ -42,6 +42,7 @@ TARGETS = {
         ["qemu-aarch64"],
     ),
     "here": Target("g++", ["-O2"], {}),
+    "race": Target("g++", ["-O1", "-g1", "-fsanitize=thread", "-Wno-tsan"], {}),
     "sanitize": Target(
         "g++",
         ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -56,6 +57,7 @@ TARGETS = {
 PROGRAMS = {  # beside this file -> what it is linked with
     "kernel_rows": ("cpp/kernels/*.cpp", "cpp/dispatch.cpp"),
     "ops_digest": ("cpp/ops/ops_*.cpp",),
+    "pool_stress": ("cpp/threads.cpp", "cpp/kernels/memory.cpp", "cpp/kernels/packed.cpp"),
 }
 SETS = sorted({name for target in TARGETS.values() for name in target.sets}, key=len)
 
@@ -82,7 +84,7 @@ def build(name: str, program: str) -> Path:
     sources = [path for pattern in PROGRAMS[program] for path in ROOT.glob(pattern)]
     sources = [s for s in sources if (instruction_set(s) or "") in {"", *target.sets}]
     common = [target.compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
-    common += [*target.flags, f"-I{ROOT / 'cpp'}"]
+    common += ["-pthread", *target.flags, f"-I{ROOT / 'cpp'}"]
     common += [f"-DPARING_HAVE_{known.upper()}=1" for known in target.sets]
 
     def compile_one(source: Path) -> str:

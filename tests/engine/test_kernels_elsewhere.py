@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def test_the_engine_under_sanitizers() -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "core: " in done.stdout
     assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize(("target", "threads", "jobs"), [("here", 3, 100_000), ("race", 4, 20_000)])
+def test_the_pool_runs_every_unit_once(target: str, threads: int, jobs: int) -> None:
+    if target == "race" and "PARING_SLOW_TESTS" not in os.environ:
+        pytest.skip("set PARING_SLOW_TESTS=1 (make test-elsewhere)")
+    if kernel_rows.missing(target):
+        pytest.skip(kernel_rows.missing(target))
+    program = str(kernel_rows.build(target, "pool_stress"))
+    done = subprocess.run([program, str(threads), str(jobs)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
 
 
 def test_a_source_belongs_to_its_longest_set() -> None:
