@@ -21,8 +21,11 @@ enum class NormKind : uint8_t { rms, layer };
 enum class Curve : uint8_t { silu, gelu, gelu_tanh, relu };
 enum class KvType : uint8_t { f32, f16, int8 };
 
-constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-constexpr size_t kv_bytes(KvType type) {
+// What a unit of an instruction set does not inline would be a weak symbol in its code.
+#define PARING_ALWAYS __attribute__((always_inline))
+
+PARING_ALWAYS constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+PARING_ALWAYS constexpr size_t kv_bytes(KvType type) {
     return type == KvType::f32 ? 4 : type == KvType::f16 ? 2 : 1;
 }
 
@@ -37,19 +40,20 @@ struct KvLayout {
     const float* key_scales;
     const float* value_scales;
 
-    constexpr int64_t padded() const { return round_up(head_dim, kLanes); }
-    constexpr size_t key_bytes() const {
+    PARING_ALWAYS constexpr int64_t padded() const { return round_up(head_dim, kLanes); }
+    PARING_ALWAYS constexpr size_t key_bytes() const {
         return static_cast<size_t>(head_dim * kPage) * kv_bytes(type);
     }
-    constexpr size_t value_bytes() const {
+    PARING_ALWAYS constexpr size_t value_bytes() const {
         return static_cast<size_t>(padded() * kPage) * kv_bytes(type);
     }
-    constexpr size_t scale_bytes() const {
+    PARING_ALWAYS constexpr size_t scale_bytes() const {
         return type == KvType::int8 ? 2 * kPage * sizeof(float) : 0;
     }
-    constexpr size_t head_bytes() const { return key_bytes() + value_bytes() + scale_bytes(); }
-    constexpr size_t bytes() const { return head_bytes() * static_cast<size_t>(kv_heads); }
+    PARING_ALWAYS constexpr size_t head_bytes() const { return key_bytes() + value_bytes() + scale_bytes(); }
+    PARING_ALWAYS constexpr size_t bytes() const { return head_bytes() * static_cast<size_t>(kv_heads); }
 };
+#undef PARING_ALWAYS
 
 // Attention of m tokens whose first stands at `position`; their keys and values are stored already.
 // Row t of q is at q + t * q_stride, head h of it at + h * head_dim; likewise out.

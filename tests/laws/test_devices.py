@@ -34,7 +34,8 @@ LISTS: dict[str, Modifiers] = {
     ],
     "reconstruction": [
         {"ADMMPruning": {"sparsity": 0.5}},
-        {"BlockReconstruction": {"epochs": 1}},
+        # "auto" is bfloat16 on a CPU with units for it alone
+        {"BlockReconstruction": {"epochs": 1, "dtype": "float32"}},
     ],
     "structured": [{"LLMPruner": {"sparsity": 0.5, "samples": 4}}],
     "equalization": [{"LogarithmicEqualization": {}}, {"Quantization": {"scheme": "W8A8"}}],
