@@ -16,6 +16,7 @@ from paring.engine.graph_file import read_graph
 from paring.engine.graph_writer import GraphWriter
 from paring.engine.storage import unpack
 from paring.modifiers import MaskStructure
+from paring.modifiers.quantization.layer import half_exact
 
 GROUP = 64  # of int4
 HEAD = "lm_head.weight"
@@ -88,9 +89,7 @@ def rounded(weight: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     groups = weight.reshape(n, -1, width)
     scales = np.abs(groups).max(axis=2) / np.float32(limit)
     safe = np.where(scales > 0, scales, np.float32(1))
-    if dtype == "int4":
-        half = safe.astype(np.float16).astype(np.float32)
-        safe = np.where((half > 0) & np.isfinite(half), half, safe)
+    safe = half_exact(torch.from_numpy(safe)).numpy()
     q = np.clip(np.rint(groups / safe[:, :, None]), -np.ceil(limit), np.floor(limit))
     return q.astype(np.int8).reshape(n, k), safe
 

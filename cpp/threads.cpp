@@ -109,7 +109,7 @@ public:
             at_ = 0;
             ++range_;
         }
-        return ranges_ && left_ > 0 && range_ < end_;
+        return left_ > 0 && range_ < end_;
     }
 
 private:

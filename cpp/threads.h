@@ -17,8 +17,9 @@ struct Range {
 
 // Workers spin for about a millisecond after the last job, then sleep. The calling thread takes
 // part. Each thread has an equal share of the units and, when that is done, takes over others' one by
-// one, so a worker that the system has put aside holds a job up only if it had just taken one. Where that happens (other programs want the CPUs too) the pool
-// uses fewer workers for a while. Results must therefore not depend on which thread runs a unit.
+// one, so a worker that the system has put aside holds a job up only if it had just taken one. Where
+// that happens (other programs want the CPUs too) the pool uses fewer workers for a while. Results
+// must therefore not depend on which thread runs a unit.
 class Pool {
 public:
     // `threads` counts the calling thread; 1 makes every job run in place. With `pin` worker i stays on

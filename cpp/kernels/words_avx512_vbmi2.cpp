@@ -119,10 +119,9 @@ PARING_RUN(run_i4_words_avx512_vbmi2) {
     reorder(x.hi, bytes, reordered.hi);
     if (x.spec.mode == InputMode::int16) reorder(x.lo, bytes, reordered.lo);
     if (x.m > 1) return run_direct<Words>(w, reordered, y, ldy, begin, end);
-    const size_t header = w.header;
     for (int32_t p = begin; p < end; ++p) {
-        prefetch_start(view(w, p).body, header);
-        sums_tokens<OneToken, 1>(OneToken(view(w, p).body, header, x.sum), w, reordered, p, 0, y, ldy);
+        prefetch_start(view(w, p).body, w.header);
+        sums_tokens<OneToken, 1>(OneToken(view(w, p).body, w.header, x.sum), w, reordered, p, 0, y, ldy);
     }
 }
 
