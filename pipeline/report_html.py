@@ -15,6 +15,7 @@ PAGE = "report.html"
 UNDRAWN = frozenset({"step", "epoch", "loss/total"})
 NAMES = {
     "loss/task": "cross entropy",
+    "loss/task_parts": "cross entropy of the parts that count",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
 }

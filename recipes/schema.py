@@ -357,7 +357,7 @@ def _modifier_mistakes(stage: Stage, modifier: Modifier) -> Mistakes:
             (),
             f"{name} needs the weights trained, which lora freezes; give each a stage of its own",
         )
-    parts = getattr(modifier, "parts", None) if name == "Distillation" else None
+    parts = getattr(modifier, "parts", None) if name in ("Distillation", "TaskLoss") else None
     if parts and stage.data is not None:
         count = len(stage.data.mixture or ())
         if max(parts) >= count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field, PrivateAttr, model_validator
@@ -12,6 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from ... import zoo
 from ...errors import ModelError
+from ..training.mixture_parts import Parts, rows_of
 from .cache import Distributions, LogitCache, sequence_key
 from .teacher import _Distilling
 
@@ -37,7 +38,7 @@ class Distillation(_Distilling):
     """Keep only so many of the likeliest tokens, all others count as one; not given: the whole vocabulary, two bytes
     for each of its tokens at every place."""
 
-    parts: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
+    parts: Parts | None = None
     """Only sequences of these parts of the mixture, by their place in it, from 0; not given: all. With own text as a
     part (`recipe write`) the model is held to its teacher there alone, and free to learn the other text's style."""
 
@@ -69,7 +70,7 @@ class Distillation(_Distilling):
     ) -> torch.Tensor:
         student = outputs.logits
         if self.parts is not None:
-            rows = self._rows(session, batch)
+            rows = rows_of(session, self, self.parts, batch)
             if not rows.any():  # logged all the same: other processes may have such rows
                 self.log_loss(session, "kl", loss.new_zeros(()))
                 return loss
@@ -82,16 +83,6 @@ class Distillation(_Distilling):
             kl = self._cached_divergence(session, self._cache, batch, student)
         self.log_loss(session, "kl", kl)
         return loss + self.weight * kl
-
-    def _rows(self, session: Session, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Which rows are of the parts asked for, bool [batch]."""
-        if "parts" not in batch:
-            raise ModelError(
-                f"{session.label(self)} has `parts`, but the batches don't say which part of a mixture a row is of;"
-                " give `data` a mixture, or remove it"
-            )
-        wanted = torch.tensor(self.parts, device=batch["parts"].device)
-        return torch.isin(batch["parts"], wanted)
 
     def _check_vocabulary(self, teacher: torch.Tensor, student: torch.Tensor) -> None:
         if teacher.shape[-1] != student.shape[-1]:

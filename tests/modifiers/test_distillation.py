@@ -210,6 +210,32 @@ def first_loss(model, modifiers, teacher, data=None):
     return session.take_logs()
 
 
+def test_the_task_loss_on_some_parts_of_a_mixture_is_of_those_rows_alone(pico):
+    model, data = pico(0), batch() | {"parts": torch.tensor([0, 2])}
+
+    def gradient(data, *modifiers):
+        model.zero_grad()
+        first_loss(model, modifiers, pico(1), data)
+        return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+    row = {name: value[:1] for name, value in data.items() if name != "parts"}
+    wanted = gradient(row, TaskLoss(weight=0.5))
+    expected = first_loss(model, [TaskLoss(weight=0.5)], pico(1), row)["loss/task"]
+    logs = first_loss(model, [TaskLoss(weight=0.5, parts=[0])], pico(1), data)
+    assert logs["loss/task_parts"] == pytest.approx(expected, rel=1e-5)
+    assert logs["loss/total"] == pytest.approx(expected / 2, rel=1e-5)
+    found = gradient(data, TaskLoss(weight=0.5, parts=[0, 1]))
+    for name, expected in wanted.items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6)
+    alone = [TaskLoss(parts=[1]), Distillation(teacher="x", parts=[0])]  # no row for the task
+    assert any(grad.any() for grad in gradient(data, *alone).values())
+    assert not any(grad.any() for grad in gradient(data, TaskLoss(parts=[1])).values())
+    with pytest.raises(ModelError, match="give `data` a mixture"):
+        gradient(batch(), TaskLoss(parts=[0]))
+    with pytest.raises(ValidationError, match="give weight"):
+        TaskLoss()
+
+
 @pytest.mark.parametrize(
     ("layers", "students", "teachers", "pairs"),
     [

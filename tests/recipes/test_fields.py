@@ -19,6 +19,7 @@ from paring.recipes import Recipe
         ),
         ("train", "TaskLoss: {weight: 0, ignore: [x]}", "'ignore' means nothing to TaskLoss"),
         ("train", "Distillation: {teacher: self, parts: [0]}", "there is none; got 0"),
+        ("train", "TaskLoss: {parts: [1]}", "there is none; got 1"),
         ("oneshot", "MagnitudePruning: {sparsity: 0.5, power: 2.0}", "in a training stage alone"),
     ],
 )
