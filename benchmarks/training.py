@@ -49,7 +49,7 @@ W8A8 = [
     {"SmoothQuant": {"smoothing_strength": "auto", "ignore": ["lm_head"]}},
     {"GPTQ": {"scheme": "W8A8", "ignore": ["lm_head"]}},
 ]
-OWN_TEXTS = {"own": 160, "more": 240}  # of 320 tokens; the second for training, drawn with another seed
+OWN_TEXTS = 160  # of 320 tokens
 CALIBRATION = {"samples": 16, "length": 512}
 ROUNDS, TIMED, WARM = 3, 12, 3  # rounds of each loop in turn, steps timed in one, steps before
 
@@ -83,7 +83,8 @@ def run_case(
     """Apply the case's recipe (what it starts from first), and measure what came out."""
     for needed in ("model", "teacher"):
         folder_of(case.get(needed, "dense"), cases, options)
-    own_texts(case.get("stages", []), options)
+    if "${own}" in str(case.get("stages", "")):
+        own_text(options)
     began = time.process_time()
     output = folder_of(name, cases, options)
     result = {
@@ -138,7 +139,7 @@ def recipe_of(
     name: str, model: str, stages: list[Any], options: argparse.Namespace, teacher: str = ""
 ) -> Recipe:
     args = {
-        **own_texts(stages, options),
+        "own": str(own_text(options)) if "${own}" in str(stages) else "",  # takes minutes to write
         "text": str(options.data / "wikitext-2/calibration.txt"),
         "problems": str(options.data / "gsm8k/train.jsonl"),
         "dense": options.model,
@@ -150,17 +151,13 @@ def recipe_of(
     return Recipe.parse(yaml.safe_dump(document), source=name)
 
 
-def own_texts(stages: list[Any], options: argparse.Namespace) -> dict[str, str]:
-    """Files of what the dense model writes by itself, by the options of these stages; each made once, in minutes."""
-    files: dict[str, Path] = {}
-    for seed, (name, count) in enumerate(OWN_TEXTS.items()):
-        if f"${{{name}}}" not in str(stages):
-            continue
-        file = files[name] = options.work / f"{name}.jsonl"
-        if not file.exists():
-            model, tokenizer = load_model(options.model)
-            store_texts(file, write_texts(model, tokenizer, count, seed=seed, progress=report))
-    return {name: str(file) for name, file in files.items()}
+def own_text(options: argparse.Namespace) -> Path:
+    """What the dense model writes by itself, made once."""
+    file: Path = options.work / "own.jsonl"
+    if not file.exists():
+        model, tokenizer = load_model(options.model)
+        store_texts(file, write_texts(model, tokenizer, OWN_TEXTS, progress=report))
+    return file
 
 
 class _Clock(TrainerCallback):
