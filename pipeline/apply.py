@@ -27,6 +27,7 @@ from .checkpoint import (
 )
 from .compare import PROMPT, compare, text_samples
 from .data import training_examples
+from .durable import no_room
 from .evaluate import Exam, compare_speed
 from .models import load_model, model_fingerprint, quiet_transformers
 from .oneshot import named_device, run_oneshot
@@ -112,7 +113,14 @@ def apply(
         if folder.is_done(evaluate):
             result = ApplyResult(read_report(folder.output / REPORT), folder.output, None)
         else:
-            result = _Run(recipe, ref, folder, options, progress, processes).go()
+            try:
+                result = _Run(recipe, ref, folder, options, progress, processes).go()
+            except Exception as error:
+                if problem := no_room(error):
+                    raise ModelError(
+                        f"{place}: {problem}; make room on its disk, and the same command goes on from what was saved"
+                    ) from error
+                raise
         processes.part()
         return result
 

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_room(error: BaseException | None) -> str:
+    """The system's words where a file found no room, as Python, safetensors or torch passed them on; else "".
+
+    torch.save tells that writing failed, and not why.
+    """
+    while error is not None:
+        for code in NO_ROOM:
+            if getattr(error, "errno", None) == code or f"(os error {code})" in str(error):
+                return os.strerror(code)
+        if "inline_container.cc" in str(error):
+            return "a file could not be written"
+        error = error.__context__
+    return ""
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:

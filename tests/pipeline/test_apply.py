@@ -225,6 +225,23 @@ def test_a_one_shot_run_killed_by_the_system_goes_on_and_ends_the_same(
         assert killed == (tmp_path / "whole" / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("size", [60_000, 250_000])  # bytes that torch, and safetensors, needs more of
+def test_a_disk_without_room_is_told_and_the_run_goes_on_later(
+    recipe: Path, tmp_path: Path, size: int
+) -> None:
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+    command = [sys.executable, "-c", f"{limit}; from paring.cli import main; main()", "apply"]
+    command += [str(recipe), "--no-evaluate", "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    full = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert full.returncode == 2, full.stderr
+    assert f"{tmp_path / 'out'}: " in full.stderr
+    assert "goes on from what was saved" in full.stderr
+    assert not (tmp_path / "out" / "config.json").exists()
+    resumed = run(recipe, "--no-evaluate", "--output", tmp_path / "out")
+    assert resumed.exit_code == 0, resumed.output
+
+
 def test_a_run_killed_again_and_again_wherever_it_writes_ends_the_same(
     recipe: Path, tmp_path: Path
 ) -> None:
