@@ -13,7 +13,7 @@ import torch
 from ..engine.export import export
 from ..engine.lowering import Config, lower
 from ..engine.schemes import GROUP_SIZES
-from ..errors import GraphError, ModelError
+from ..errors import GraphError, ModelError, ParingError
 from ..modifiers import Session
 from ..progress import Progress
 from ..recipes import Recipe, Stage
@@ -115,6 +115,8 @@ def apply(
         else:
             try:
                 result = _Run(recipe, ref, folder, options, progress, processes).go()
+            except ParingError:
+                raise
             except Exception as error:
                 if problem := no_room(error):
                     raise ModelError(

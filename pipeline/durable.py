@@ -20,7 +20,7 @@ def no_room(error: BaseException | None) -> str:
         for code in NO_ROOM:
             if getattr(error, "errno", None) == code or f"(os error {code})" in str(error):
                 return os.strerror(code)
-        if "inline_container.cc" in str(error):
+        if "inline_container.cc" in str(error) and "Reader" not in str(error):
             return "a file could not be written"
         error = error.__context__
     return ""
