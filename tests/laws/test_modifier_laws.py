@@ -18,7 +18,11 @@ ONESHOT = [
 ]
 TRAIN = [cls for cls in ALL if "train" in cls.stages]
 CANDIDATES: dict[str, Any] = {"sparsity": 0.6, "teacher": "dense", "init_lr": 3e-3}
-OWN: dict[str, dict[str, Any]] = {"AWQ": {"group_size": 16}, "HeadGPTQ": {"group_size": 16}}
+OWN: dict[str, dict[str, Any]] = {
+    "AWQ": {"group_size": 16},
+    "HeadGPTQ": {"group_size": 16},
+    "TaskLoss": {"weight": 0.5},
+}
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
