@@ -225,9 +225,7 @@ def test_a_one_shot_run_killed_by_the_system_goes_on_and_ends_the_same(
         assert killed == (tmp_path / "whole" / file).read_bytes(), file
 
 
-@pytest.mark.parametrize(
-    "size", [60_000, 250_000]
-)  # bytes that torch, and safetensors, needs more of
+@pytest.mark.parametrize("size", [60_000, 250_000])  # bytes; torch, and safetensors, writes more
 def test_a_disk_without_room_is_told_and_the_run_goes_on_later(
     recipe: Path, tmp_path: Path, size: int
 ) -> None:
