@@ -282,10 +282,29 @@ PARING_INLINE Lanes exponential(const Lanes& x) {
     return lanes;
 }
 
-PARING_INLINE float exponential_of(float x) {
-    float part[16];
-    store(part, exponential(splat(x)));
-    return part[0];
+// The same for x that is not above 0, as a softmax has it, in half the steps.
+PARING_INLINE Native exponential_below_native(const Native& x) {
+    const Native low = spread(-87.3f), magic = spread(12582912.0f);
+    const Native inside = x < low ? low : x;
+    const Native shifted = fused(magic, inside, spread(1.44269504088896341f)), n = shifted - magic;
+    const Native r = fused(fused(inside, n, spread(-0.693359375f)), n, spread(2.12194440e-4f));
+    Native p = spread(1.9875691500e-4f);
+    p = fused(spread(1.3981999507e-3f), p, r);
+    p = fused(spread(8.3334519073e-3f), p, r);
+    p = fused(spread(4.1665795894e-2f), p, r);
+    p = fused(spread(1.6666665459e-1f), p, r);
+    p = fused(spread(5.0000001201e-1f), p, r);
+    p = fused(r, p, r * r) + 1.0f;
+    const NativeInts power = ((NativeInts)shifted - (0x4b400000 - 127)) << 23;  // magic's bits are 0x4b400000
+    return x < low ? Native{} : p * (Native)power;
 }
+
+PARING_INLINE Lanes exponential_below(const Lanes& x) {
+    Lanes lanes;
+    PARING_EACH lanes.part[i] = exponential_below_native(x.part[i]);
+    return lanes;
+}
+
+PARING_INLINE float exponential_below(float x) { return exponential_below_native(spread(x))[0]; }
 
 }  // namespace
