@@ -30,8 +30,9 @@ PARING_ALWAYS constexpr size_t kv_bytes(KvType type) {
 }
 
 // Where a cache index keeps its keys and values inside every page: per kv head a key block
-// [head_dim][kPage], then a value block [kPage][head_dim rounded up to kLanes]. int8 adds what one step
-// of each token's integers is worth: f32 [kPage] for keys, then [kPage] for values.
+// [head_dim][kPage], then a value block [kPage][head_dim rounded up to kLanes]. int8 has pairs: keys
+// [head_dim / 2][kPage][2], values [kPage / 2][..][2]; and adds what one step of each token's integers is worth: f32
+// [kPage] for keys, then [kPage] for values.
 struct KvLayout {
     KvType type;
     int64_t kv_heads, head_dim;
@@ -42,7 +43,7 @@ struct KvLayout {
 
     PARING_ALWAYS constexpr int64_t padded() const { return round_up(head_dim, kLanes); }
     PARING_ALWAYS constexpr size_t key_bytes() const {
-        return static_cast<size_t>(head_dim * kPage) * kv_bytes(type);
+        return static_cast<size_t>(round_up(head_dim, 2) * kPage) * kv_bytes(type);
     }
     PARING_ALWAYS constexpr size_t value_bytes() const {
         return static_cast<size_t>(padded() * kPage) * kv_bytes(type);
@@ -107,6 +108,7 @@ struct OpsRow {
 extern const OpsRow portable_row;
 extern const OpsRow avx2_row;
 extern const OpsRow avx512_row;
+extern const OpsRow avx512_vnni_row;
 
 // The best row whose features (paring::Feature) are all in `features`.
 const OpsRow& select_ops(uint32_t features);

@@ -132,7 +132,7 @@ def run(name: str) -> subprocess.CompletedProcess[str]:
 def digests(name: str) -> dict[str, str]:
     """What the ops rows of a target print, by row, and that of a plain build for this machine."""
     found = {}
-    ops = ["portable", *(row for row in rows(name) if row in ("avx2", "avx512"))]
+    ops = ["portable", *(row for row in rows(name) if row in ("avx2", "avx512", "avx512_vnni"))]
     for target, names in ((name, ops), ("here", ["portable"])):
         program = str(build(target, "ops_digest"))
         for row in names:

@@ -121,6 +121,9 @@ int main(int count, char** names) {
 #if defined(PARING_HAVE_AVX512)
         &avx512_row,
 #endif
+#if defined(PARING_HAVE_AVX512_VNNI)
+        &avx512_vnni_row,
+#endif
     };
     for (const OpsRow* row : rows) {
         if (count != 2 || std::strcmp(row->name, names[1]) != 0) continue;
@@ -134,6 +137,6 @@ int main(int count, char** names) {
             }
         return 0;
     }
-    std::fprintf(stderr, "give one of the rows: portable, avx2, avx512\n");
+    std::fprintf(stderr, "give one of the rows: portable, avx2, avx512, avx512_vnni\n");
     return 2;
 }
