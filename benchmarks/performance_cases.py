@@ -125,6 +125,16 @@ PARING |= {
     for name, (variant, goals) in PARING.items()
     if variant.endswith("/int4")
 }
+CACHE = ", int8 cache"  # after the name of any; else keys and values are kept in float16
+PARING |= {
+    name + CACHE: (PARING[name][0] + "+int8", PARING[name][1])
+    for name in (
+        "dense int8",
+        "60 % int8",
+        "8:16 int8",
+        *(f"{pattern} int4{HEAD}" for pattern in ("2:4", "8:16", "4:16", "1x4 70 %")),
+    )
+}
 
 
 def systems(
@@ -162,7 +172,11 @@ SYSTEMS = [
     ),
     *systems(
         LAYERS,
-        [name for name in PARING if name not in ("dense fp32", "60 % int8") and HEAD not in name],
+        [
+            name
+            for name in PARING
+            if name not in ("dense fp32", "60 % int8") and HEAD not in name and CACHE not in name
+        ],
         [Q8, Q4, "DeepSparse int8", sparse(70), sparse(80), sparse(90)],
         {
             "dense int8": ((Q8, None), ("DeepSparse int8", None)),
@@ -194,7 +208,7 @@ CONTEXT = [
         *(
             (f"Paring {name}{title}", OURS, PARING[name][0] + cache)
             for name in ("dense int8", "8:16 int8", "4:16 int4")
-            for title, cache in (("", ""), (", int8 cache", "+int8"))
+            for title, cache in (("", ""), (CACHE, "+int8"))
         ),
         *((name, *PEERS[name]) for name in (Q8, Q4)),
     )
