@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=2000, help="predictions to compare")
     parser.add_argument("--windows", type=int, default=40, help="windows of 512 for perplexity")
     parser.add_argument("--kernels", default="auto")
-    parser.add_argument("--cache", choices=("auto", "f32", "f16"), default="auto")
+    parser.add_argument("--cache", choices=("auto", "f32", "f16", "int8"), default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--control", action="store_true", help="torch in float64 as well")
     options = parser.parse_args()
