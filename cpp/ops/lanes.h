@@ -257,35 +257,13 @@ PARING_INLINE float largest(const Lanes& lanes) {
     return part[0];
 }
 
+// e^x within 2 ulp (Cephes expf); 0 below -87.3. Above 88 infinite, or where that is not asked for anything.
+template <bool above>
 PARING_INLINE Native exponential_native(const Native& x) {
-    constexpr float low = -87.3f, high = 88.0f;
-    const Native inside = bounded(x, low, high);
-    const float magic = 12582912.0f;  // 1.5 * 2^23: the addition rounds to an integer
-    const Native n = (inside * 1.44269504088896341f + magic) - magic;
-    const Native r = (inside - n * 0.693359375f) - n * -2.12194440e-4f;
-    Native p = Native{} + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    const NativeInts power = (__builtin_convertvector(n, NativeInts) + 127) << 23;
-    const Native result = p * (Native)power, zero{}, infinite = Native{} + __builtin_inff();
-    return x < low ? zero : (x > high ? infinite : result);
-}
-
-// e^x within 2 ulp (Cephes expf); 0 below -87.3, infinite above 88.
-PARING_INLINE Lanes exponential(const Lanes& x) {
-    Lanes lanes;
-    PARING_EACH lanes.part[i] = exponential_native(x.part[i]);
-    return lanes;
-}
-
-// The same for x that is not above 0, as a softmax has it, in half the steps.
-PARING_INLINE Native exponential_below_native(const Native& x) {
-    const Native low = spread(-87.3f), magic = spread(12582912.0f);
-    const Native inside = x < low ? low : x;
+    const Native low = spread(-87.3f), high = spread(88.0f);
+    const Native magic = spread(12582912.0f);  // 1.5 * 2^23: the addition rounds to an integer
+    Native inside = x < low ? low : x;
+    if (above) inside = inside > high ? high : inside;
     const Native shifted = fused(magic, inside, spread(1.44269504088896341f)), n = shifted - magic;
     const Native r = fused(fused(inside, n, spread(-0.693359375f)), n, spread(2.12194440e-4f));
     Native p = spread(1.9875691500e-4f);
@@ -296,15 +274,23 @@ PARING_INLINE Native exponential_below_native(const Native& x) {
     p = fused(spread(5.0000001201e-1f), p, r);
     p = fused(r, p, r * r) + 1.0f;
     const NativeInts power = ((NativeInts)shifted - (0x4b400000 - 127)) << 23;  // magic's bits are 0x4b400000
-    return x < low ? Native{} : p * (Native)power;
+    const Native found = x < low ? Native{} : p * (Native)power;
+    if (!above) return found;
+    return x > high ? spread(__builtin_inff()) : found;
 }
 
-PARING_INLINE Lanes exponential_below(const Lanes& x) {
+template <bool above>
+PARING_INLINE Lanes exponential_lanes(const Lanes& x) {
     Lanes lanes;
-    PARING_EACH lanes.part[i] = exponential_below_native(x.part[i]);
+    PARING_EACH lanes.part[i] = exponential_native<above>(x.part[i]);
     return lanes;
 }
 
-PARING_INLINE float exponential_below(float x) { return exponential_below_native(spread(x))[0]; }
+PARING_INLINE Lanes exponential(const Lanes& x) { return exponential_lanes<true>(x); }
+
+// For x that is not above 0, as a softmax has it.
+PARING_INLINE Lanes exponential_below(const Lanes& x) { return exponential_lanes<false>(x); }
+
+PARING_INLINE float exponential_below(float x) { return exponential_native<false>(spread(x))[0]; }
 
 }  // namespace
