@@ -85,13 +85,14 @@ def run_case(
         folder_of(case.get(needed, "dense"), cases, options)
     if "${own}" in str(case.get("stages", "")):
         own_text(options)
+    whole = not (options.work / name).exists()  # else another process had its part of it
     began = time.process_time()
     output = folder_of(name, cases, options)
     result = {
         "case": name,
         "steps": options.steps,
         "bf16": options.bf16,
-        "core_seconds": round(time.process_time() - began, 1),
+        "core_seconds": round(time.process_time() - began, 1) if whole else None,
         "threads": torch.get_num_threads(),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -265,11 +266,12 @@ def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         int8 = found.get(same + QUANTIZED)
         cost = f"{int8[by] / mine[by] - 1:+.1%}" if int8 else ""
         ratio = f"{mine[case['by']] / control[case['by']]:.3f}" if control else ""
-        minutes = mine["core_seconds"] / 60
+        seconds = mine["core_seconds"]
+        minutes = "" if seconds is None else f"{seconds / 60:.0f}"
         lines.append(
             f"| {name} | {mine['sparsity']:.0%} | {mine['text']:.2f} | {mine['answers']:.2f}"
             f" | {cost} | {case.get('against', '')} | {ratio}"
-            f" | {case.get('reach', '')} | {minutes:.0f} |"
+            f" | {case.get('reach', '')} | {minutes} |"
         )
     if OVERHEAD in found:
         speed = found[OVERHEAD]
