@@ -63,7 +63,7 @@ def test_validate_says_what_a_good_recipe_does() -> None:
     assert done.stdout.splitlines() == [
         "✓ smollm2-w8a8: quantize (oneshot): Quantization",
         "✓ smollm2-sparse50-finetune: prune (oneshot): ADMMPruning; "
-        "finetune (train): ConstantPruning, SquareHead",
+        "finetune (train): ConstantPruning, SquareHead, Distillation",
     ]
 
 
