@@ -14,15 +14,18 @@ a plain Trainer.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import json
+import platform
 import resource
 import statistics
 import sys
 import time
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Semaphore
 from typing import Any
 
 import torch
@@ -39,7 +42,7 @@ from paring.pipeline.examples import collate
 from paring.pipeline.heap import kept_heap
 from paring.pipeline.own_text import store_texts, write_texts
 from paring.pipeline.pared import Pared
-from paring.pipeline.train import own_forward, run_training
+from paring.pipeline.train import run_training
 from paring.recipes import DataConfig, TrainingConfig
 
 HERE = Path(__file__).parent
@@ -51,7 +54,8 @@ W8A8 = [
 ]
 OWN_TEXTS = 160  # of 320 tokens
 CALIBRATION = {"samples": 16, "length": 512}
-ROUNDS, TIMED, WARM = 3, 12, 3  # rounds of each loop in turn, steps timed in one, steps before
+ARENA_MAX = -8  # of malloc.h
+TIMED, WARM = 36, 3  # steps of each loop that are timed, steps before
 
 
 def report(label: str, done: int, total: int, note: str = "") -> None:
@@ -161,42 +165,67 @@ def own_text(options: argparse.Namespace) -> Path:
     return file
 
 
-class _Clock(TrainerCallback):
-    """When each optimizer step was logged: the time between two is a step with all that goes with it."""
+class _Turns(TrainerCallback):
+    """One of two loops in two threads that make an optimizer step each in turn, so that a machine that others slow down
+    slows both; the seconds from one log to the next, with all that goes with a step."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, mine: Semaphore, other: Semaphore, steps: int) -> None:
+        self.mine, self.other, self.left = mine, other, steps
+        self.began: float | None = None
+        self.seconds: list[float] = []
 
     def on_log(self, *args: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if "loss" in logs:
-            self.times.append(time.perf_counter())
+            self.end_step()
+
+    def end_step(self, *args: Any) -> None:
+        if self.began is not None:
+            self.seconds.append(time.perf_counter() - self.began)
+        self.other.release()
+        self.left -= 1
+        if self.left and not self.mine.acquire(timeout=600):
+            raise RuntimeError("the other loop has stopped")
+        self.began = time.perf_counter()
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of a step: a plain Trainer, and Paring's loop with half of the weights held at zero; in turns."""
+    """A step of a plain Trainer, and one of Paring's loop with half of the weights held at zero; in turns."""
     model, tokenizer = load_model(options.model)
-    config = DataConfig(
-        dataset=str(options.data / "wikitext-2/calibration.txt"), length=options.length // 2
-    )
+    pared, _ = load_model(options.model)
+    data = str(options.data / "wikitext-2/calibration.txt")
+    config = DataConfig(dataset=data, length=options.length // 2)
     examples = training_examples(config, tokenizer)
-    steps = WARM + TIMED
     training = TrainingConfig(
         epochs=1000.0,
-        max_steps=steps,
+        max_steps=WARM + TIMED,
         batch_size=options.batch_size,
         learning_rate=1e-6,
-        save_steps=10 * steps,
+        save_steps=10 * TIMED,
         bf16=options.bf16,
     )
     prune = registry()["MagnitudePruning"](sparsity=0.5, ignore=["lm_head"])
-    once = Session(model, [prune])
+    once = Session(pared, [prune])
     once.run_oneshot(None)
-    found: dict[str, list[float]] = {"plain": [], "paring": []}
-    for _ in range(ROUNDS):
-        clock = _Clock()
+    hold = registry()["ConstantPruning"](ignore=["lm_head"])
+    session = Session(pared, [hold], tokenizer=tokenizer, masks=once.masks)
+    if (
+        platform.libc_ver()[0] == "glibc"
+    ):  # the second thread's own would make its loop a third slower
+        ctypes.CDLL(None).mallopt(ARENA_MAX, 1)
+    first, second = Semaphore(0), Semaphore(0)
+    own = _Turns(first, second, WARM + TIMED)
+    plain = _Turns(second, first, WARM + TIMED)
+    # As Paring's loop keeps the heap: without, a step takes longer.
+    with kept_heap(), ThreadPoolExecutor(1) as pool, TemporaryDirectory() as nothing_to_resume:
+        running = pool.submit(
+            run_training, session, training, examples, Path(nothing_to_resume), own.end_step
+        )
+        if not second.acquire(timeout=600):
+            running.result(timeout=0)
+        # Only now: each sets up accelerate's one state anew.
         arguments = TrainingArguments(
             output_dir=str(options.work / OVERHEAD),
-            max_steps=steps,
+            max_steps=WARM + TIMED,
             per_device_train_batch_size=options.batch_size,
             learning_rate=1e-6,
             use_cpu=True,
@@ -208,34 +237,21 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        plain = Trainer(
-            model,
-            arguments,
-            lambda batch: collate(batch, 0),
-            examples,
-            callbacks=[clock],
+        trainer = Trainer(
+            model, arguments, lambda batch: collate(batch, 0), examples, callbacks=[plain]
         )
-        with own_forward(model), kept_heap():  # as Paring's loop: without, a step takes longer
-            plain.train()
-        found["plain"] += between(clock.times)
-        hold = registry()["ConstantPruning"](ignore=["lm_head"])
-        once.masks.apply(model)  # the plain loop has filled them
-        session = Session(model, [hold], tokenizer=tokenizer, masks=once.masks)
-        own: list[float] = []
-
-        def tick(label: str, done: int, total: int, note: str = "", own: Any = own) -> None:
-            own.append(time.perf_counter())
-
-        with TemporaryDirectory() as folder:  # nothing to resume from
-            run_training(session, training, examples, Path(folder), tick)
-        found["paring"] += between(own)
-    plain_step, own_step = (statistics.median(found[name]) for name in ("plain", "paring"))
+        trainer.train()
+        running.result()
+    pairs = list(zip(plain.seconds[WARM - 1 :], own.seconds[WARM - 1 :], strict=True))
     return {
         "case": OVERHEAD,
         "bf16": options.bf16,
-        "plain_steps_per_second": 1 / plain_step,
-        "paring_steps_per_second": 1 / own_step,
-        "overhead": own_step / plain_step - 1,
+        "plain_seconds": statistics.median(seconds for seconds, _ in pairs),
+        "paring_seconds": statistics.median(seconds for _, seconds in pairs),
+        "overhead": statistics.median(ours / theirs for theirs, ours in pairs) - 1,
+        "overhead_quartiles": [
+            q - 1 for q in statistics.quantiles((o / t for t, o in pairs), n=4)[::2]
+        ],
         "threads": torch.get_num_threads(),
     }
 
@@ -243,11 +259,6 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
 def quantizes(name: str, cases: dict[str, Any]) -> bool:
     """Whether a case is measured with W8A8 too: where a ratio was asked for."""
     return "reach" in cases.get(name, {})
-
-
-def between(times: list[float]) -> list[float]:
-    """Seconds of each step after those that warm up."""
-    return [after - before for before, after in pairwise(times[WARM:])]
 
 
 def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
@@ -276,8 +287,10 @@ def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
     if OVERHEAD in found:
         speed = found[OVERHEAD]
         lines.append(
-            f"\nSteps per second: plain Trainer {speed['plain_steps_per_second']:.3f}, Paring"
-            f" {speed['paring_steps_per_second']:.3f}; overhead {speed['overhead']:+.1%} (asked: 3 %)."
+            f"\nSeconds of a step: plain Trainer {speed['plain_seconds']:.2f}, Paring"
+            f" {speed['paring_seconds']:.2f}; overhead {speed['overhead']:+.1%} (asked: 3 %; quartiles of"
+            f" {TIMED} pairs of steps in turn {speed['overhead_quartiles'][0]:+.1%} and"
+            f" {speed['overhead_quartiles'][1]:+.1%})."
         )
     return "\n".join(lines) + "\n"
 
