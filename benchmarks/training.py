@@ -208,9 +208,8 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     once.run_oneshot(None)
     hold = registry()["ConstantPruning"](ignore=["lm_head"])
     session = Session(pared, [hold], tokenizer=tokenizer, masks=once.masks)
-    if (
-        platform.libc_ver()[0] == "glibc"
-    ):  # the second thread's own would make its loop a third slower
+    if platform.libc_ver()[0] == "glibc":
+        # An arena of its own would make the second thread's loop a third slower.
         ctypes.CDLL(None).mallopt(ARENA_MAX, 1)
     first, second = Semaphore(0), Semaphore(0)
     own = _Turns(first, second, WARM + TIMED)

@@ -197,27 +197,6 @@ PARING_INLINE Lanes from_halves(const uint16_t* x) {
     return lanes;
 }
 
-PARING_INLINE Native from_bytes_native(const int8_t* x) {
-#if defined(__AVX512F__)
-    __m128i bytes;
-    memcpy(&bytes, x, sizeof bytes);
-    return (Native)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
-#elif defined(__AVX2__)
-    return (Native)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)x)));
-#else
-    typedef int8_t Bytes __attribute__((vector_size(kWidth)));
-    Bytes bytes;
-    memcpy(&bytes, x, sizeof bytes);
-    return __builtin_convertvector(bytes, Native);
-#endif
-}
-
-PARING_INLINE Lanes from_bytes(const int8_t* x) {
-    Lanes lanes;
-    PARING_EACH lanes.part[i] = from_bytes_native(x + i * kWidth);
-    return lanes;
-}
-
 // Round to nearest even, like F16C; a finite value beyond the range becomes its end.
 PARING_INLINE uint16_t to_half(float value) {
     uint32_t bits;
