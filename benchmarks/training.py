@@ -14,36 +14,24 @@ a plain Trainer.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import json
-import platform
 import resource
-import statistics
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Semaphore
 from typing import Any
 
 import torch
 import yaml
 from tables import put
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from training_overhead import overhead
 
-from paring import Recipe, Session, apply
+from paring import Recipe, apply
 from paring.engine.protocol import measure
-from paring.modifiers import registry
 from paring.pipeline import load_model
-from paring.pipeline.data import training_examples
-from paring.pipeline.examples import collate
-from paring.pipeline.heap import kept_heap
 from paring.pipeline.own_text import store_texts, write_texts
 from paring.pipeline.pared import Pared
-from paring.pipeline.train import run_training
-from paring.recipes import DataConfig, TrainingConfig
 
 HERE = Path(__file__).parent
 OVERHEAD = "overhead"
@@ -54,8 +42,6 @@ W8A8 = [
 ]
 OWN_TEXTS = 160  # of 320 tokens
 CALIBRATION = {"samples": 16, "length": 512}
-ARENA_MAX = -8  # of malloc.h
-TIMED, WARM = 36, 3  # steps of each loop that are timed, steps before
 
 
 def report(label: str, done: int, total: int, note: str = "") -> None:
@@ -165,96 +151,6 @@ def own_text(options: argparse.Namespace) -> Path:
     return file
 
 
-class _Turns(TrainerCallback):
-    """One of two loops in two threads that make an optimizer step each in turn, so that a machine that others slow down
-    slows both; the seconds from one log to the next, with all that goes with a step."""
-
-    def __init__(self, mine: Semaphore, other: Semaphore, steps: int) -> None:
-        self.mine, self.other, self.left = mine, other, steps
-        self.began: float | None = None
-        self.seconds: list[float] = []
-
-    def on_log(self, *args: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        if "loss" in logs:
-            self.end_step()
-
-    def end_step(self, *args: Any) -> None:
-        if self.began is not None:
-            self.seconds.append(time.perf_counter() - self.began)
-        self.other.release()
-        self.left -= 1
-        if self.left and not self.mine.acquire(timeout=600):
-            raise RuntimeError("the other loop has stopped")
-        self.began = time.perf_counter()
-
-
-def overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """A step of a plain Trainer, and one of Paring's loop with half of the weights held at zero; in turns."""
-    model, tokenizer = load_model(options.model)
-    pared, _ = load_model(options.model)
-    data = str(options.data / "wikitext-2/calibration.txt")
-    config = DataConfig(dataset=data, length=options.length // 2)
-    examples = training_examples(config, tokenizer)
-    training = TrainingConfig(
-        epochs=1000.0,
-        max_steps=WARM + TIMED,
-        batch_size=options.batch_size,
-        learning_rate=1e-6,
-        save_steps=10 * TIMED,
-        bf16=options.bf16,
-    )
-    prune = registry()["MagnitudePruning"](sparsity=0.5, ignore=["lm_head"])
-    once = Session(pared, [prune])
-    once.run_oneshot(None)
-    hold = registry()["ConstantPruning"](ignore=["lm_head"])
-    session = Session(pared, [hold], tokenizer=tokenizer, masks=once.masks)
-    if platform.libc_ver()[0] == "glibc":
-        # An arena of its own would make the second thread's loop a third slower.
-        ctypes.CDLL(None).mallopt(ARENA_MAX, 1)
-    first, second = Semaphore(0), Semaphore(0)
-    own = _Turns(first, second, WARM + TIMED)
-    plain = _Turns(second, first, WARM + TIMED)
-    # As Paring's loop keeps the heap: without, a step takes longer.
-    with kept_heap(), ThreadPoolExecutor(1) as pool, TemporaryDirectory() as nothing_to_resume:
-        running = pool.submit(
-            run_training, session, training, examples, Path(nothing_to_resume), own.end_step
-        )
-        if not second.acquire(timeout=600):
-            running.result(timeout=0)
-        # Only now: each sets up accelerate's one state anew.
-        arguments = TrainingArguments(
-            output_dir=str(options.work / OVERHEAD),
-            max_steps=WARM + TIMED,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=1e-6,
-            use_cpu=True,
-            bf16=options.bf16,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model, arguments, lambda batch: collate(batch, 0), examples, callbacks=[plain]
-        )
-        trainer.train()
-        running.result()
-    pairs = list(zip(plain.seconds[WARM - 1 :], own.seconds[WARM - 1 :], strict=True))
-    return {
-        "case": OVERHEAD,
-        "bf16": options.bf16,
-        "plain_seconds": statistics.median(seconds for seconds, _ in pairs),
-        "paring_seconds": statistics.median(seconds for _, seconds in pairs),
-        "overhead": statistics.median(ours / theirs for theirs, ours in pairs) - 1,
-        "overhead_quartiles": [
-            q - 1 for q in statistics.quantiles((o / t for t, o in pairs), n=4)[::2]
-        ],
-        "threads": torch.get_num_threads(),
-    }
-
-
 def quantizes(name: str, cases: dict[str, Any]) -> bool:
     """Whether a case is measured with W8A8 too: where a ratio was asked for."""
     return "reach" in cases.get(name, {})
@@ -288,7 +184,7 @@ def table(cases: dict[str, Any], found: dict[str, dict[str, Any]]) -> str:
         lines.append(
             f"\nSeconds of a step: plain Trainer {speed['plain_seconds']:.2f}, Paring"
             f" {speed['paring_seconds']:.2f}; overhead {speed['overhead']:+.1%} (asked: 3 %; quartiles of"
-            f" {TIMED} pairs of steps in turn {speed['overhead_quartiles'][0]:+.1%} and"
+            f" {speed['pairs']} pairs of steps in turn {speed['overhead_quartiles'][0]:+.1%} and"
             f" {speed['overhead_quartiles'][1]:+.1%})."
         )
     return "\n".join(lines) + "\n"

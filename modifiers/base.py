@@ -61,7 +61,8 @@ class Modifier(BaseModel):
     training_only: ClassVar[frozenset[str]] = frozenset()
     """Fields besides `timing` that mean something in a training stage alone."""
     unused: ClassVar[frozenset[str]] = frozenset()
-    """Fields of this class that mean nothing to a subclass; a recipe that gives one is refused."""
+    """Fields of this class that mean nothing to a subclass; a recipe that gives one is refused. A subclass without
+    `update_frequency` has no updates in a training stage."""
 
     targets: list[str] = ["Linear"]
     """Which modules: a class name, a full or trailing part of a name, or `re:` and a regular expression."""

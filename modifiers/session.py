@@ -211,7 +211,7 @@ class Session:
             if self._phase[index] == "active":
                 if self.step >= window.end:
                     self._end(index)
-                elif self.step in window.updates:
+                elif self.step in window.updates and "update_frequency" not in modifier.unused:
                     self.call(modifier, "on_update")
 
     def loss(self, loss: torch.Tensor, batch: Mapping[str, Any], outputs: Any) -> torch.Tensor:

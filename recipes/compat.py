@@ -16,6 +16,7 @@ from typing import Any
 from .compat_tables import (
     CLASSES,
     DROPPED,
+    DROPPED_OF,
     FIELDS,
     LEGACY_QUANTIZATION,
     QUANTIZATION_TIMES,
@@ -206,10 +207,6 @@ class _Conversion:
         for key, value in fields.items():
             if value is None or (key == "leave_enabled" and value is True):
                 continue  # not given; a mask is always held
-            if key in DROPPED:
-                reason = f", {DROPPED[key]}" if DROPPED[key] else ""
-                self.notes.append(f"{name}: {key} is left out{reason}")
-                continue
             if key in (
                 "start_epoch",
                 "end_epoch",
@@ -218,6 +215,10 @@ class _Conversion:
                 "end",
             ) and value in (-1, -1.0):
                 continue  # their word for "not given"
+            why = DROPPED.get(key, DROPPED_OF.get((name, key)))
+            if why is not None:
+                self.notes.append(f"{name}: {key} is left out{why and ', '}{why}")
+                continue
             field = FIELDS.get(key, key)
             native[field] = self._value(name, field, _expression(value))
             self._place((*old, key), (*where, field))

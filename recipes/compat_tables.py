@@ -40,6 +40,11 @@ DROPPED = {
     "constant_logging": "",
     "offload_hessians": "",
 }
+# Of one modifier only.
+DROPPED_OF = {
+    ("ConstantPruning", "update_frequency"): "a constant mask has no updates",
+    ("Distillation", "update_frequency"): "it acts at every step",
+}
 
 # What of quantization during training is kept whatever else its settings say.
 QUANTIZATION_TIMES = (

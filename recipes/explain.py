@@ -133,7 +133,8 @@ def _fields_at(kind: type[BaseModel], path: Path) -> list[str]:
         if len(models) != 1:
             return []
         kind = models[0]
-    return list(kind.model_fields)
+    unused = getattr(kind, "unused", frozenset())
+    return [name for name in kind.model_fields if name not in unused]
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

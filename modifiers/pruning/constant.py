@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..base import Modifier
 
@@ -16,12 +16,13 @@ class ConstantPruning(Modifier):
     A matrix whose mask is held already (pruned by an earlier stage) keeps that mask; one without zeros has none.
     """
 
+    unused: ClassVar[frozenset[str]] = frozenset({"update_frequency"})
+
     def on_start(self, session: Session) -> None:
         self._hold(session)
 
     def on_update(self, session: Session) -> None:
-        if session.run == "oneshot":
-            self._hold(session)
+        self._hold(session)
 
     def _hold(self, session: Session) -> None:
         for name, weight in session.weights(self.targets, self.ignore):

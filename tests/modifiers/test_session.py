@@ -77,6 +77,18 @@ def test_hooks_come_in_order_and_only_inside_the_window(pico):
     assert extra == pytest.approx([0, 1, 1, 0, 0], abs=1e-5)
 
 
+def test_a_modifier_without_update_frequency_has_no_updates(pico):
+    class _Still(_Recorder):
+        unused = frozenset({"update_frequency"})
+
+    modifier = _Still()
+    session = Session(pico(), [modifier])
+    session.begin(steps_per_epoch=2, total_steps=2)
+    loop(session, 2)
+    assert ("step", 1) in modifier.calls
+    assert "update" not in dict(modifier.calls)
+
+
 @pytest.mark.parametrize(
     "window",
     [{"start": 9.0}, {"start": 1.1, "end": 1.4}, {"start": 1.0, "end": 2.5}],

@@ -175,6 +175,16 @@ def test_modern_sparseml_and_llm_compressor() -> None:
     assert fields(quantize)["config_groups"]["group_0"]["weights"]["num_bits"] == 8
 
 
+def test_updates_of_what_has_none_are_left_out() -> None:
+    text = LEGACY.replace("    end_epoch: -1.0\n", "    update_frequency: 0.5\n")
+    text = text.replace("    hardness: 0.75\n", "    hardness: 0.75\n    update_frequency: -1\n")
+    (train,) = Recipe.parse(text, "old.md").stages
+    assert "update_frequency" not in fields(train.modifiers[1])
+    _, notes = read_document(text, "old.md")
+    said = [note for note in notes if "update_frequency" in note]
+    assert said == ["ConstantPruning: update_frequency is left out, a constant mask has no updates"]
+
+
 def test_what_changes_is_noted() -> None:
     _, notes = read_document(MODERN, "old.yaml")
     assert "SparseGPT: mask_structure 1:4 dropped 1 of 4; ours is 3:4" in notes

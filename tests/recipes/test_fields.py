@@ -17,6 +17,7 @@ from paring.recipes import Recipe
             "SquareHead: {teacher: self, update_frequency: 1}",
             "means nothing to SquareHead",
         ),
+        ("train", "ConstantPruning: {update_frequency: 1}", "nothing to ConstantPruning"),
         ("train", "TaskLoss: {weight: 0, ignore: [x]}", "'ignore' means nothing to TaskLoss"),
         ("train", "Distillation: {teacher: self, parts: [0]}", "there is none; got 0"),
         ("train", "TaskLoss: {parts: [1]}", "there is none; got 1"),
