@@ -133,7 +133,7 @@ def _fields_at(kind: type[BaseModel], path: Path) -> list[str]:
         if len(models) != 1:
             return []
         kind = models[0]
-    unused = getattr(kind, "unused", frozenset())
+    unused: frozenset[str] = getattr(kind, "unused", frozenset())
     return [name for name in kind.model_fields if name not in unused]
 
 
