@@ -239,7 +239,7 @@ def main() -> None:
         if (name in known and not options.again) or (name != case and not quantizes(case, cases)):
             continue
         if case == OVERHEAD:
-            result = overhead(options)
+            result = {"case": OVERHEAD, "bf16": options.bf16, **overhead(options)}
         else:
             run = run_case if name == case else run_w8a8
             result = run(case, cases[case], cases, options)

@@ -66,8 +66,6 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     pairs = _pairs(options, (PLAIN, PARING)) + _pairs(options, (PARING, PLAIN))
     ratios = [pair[PARING] / pair[PLAIN] - 1 for pair in pairs]
     return {
-        "case": "overhead",
-        "bf16": options.bf16,
         "plain_seconds": statistics.median(pair[PLAIN] for pair in pairs),
         "paring_seconds": statistics.median(pair[PARING] for pair in pairs),
         "overhead": statistics.median(ratios),
