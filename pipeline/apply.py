@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,30 +103,37 @@ def apply(
     if processes.count > 1:  # as many must resume it: each has its part of a batch
         inputs.append(f"{processes.count} processes")
     place = Path(output)
-    if not processes.is_first:
-        processes.wait()  # for the first to open it
-        folder = RunFolder.follow(place)
-        if not folder.is_done(evaluate):
-            _Run(recipe, ref, folder, options, None, processes).go()
-        processes.part()
-        return ApplyResult({}, place, None)
-    with RunFolder.open(place, recipe.to_yaml(), " ".join(inputs), not resume) as folder:
-        processes.wait()
-        if folder.is_done(evaluate):
-            result = ApplyResult(read_report(folder.output / REPORT), folder.output, None)
-        else:
-            try:
+    with processes.together(), _room(place):
+        if not processes.is_first:
+            processes.wait()  # for the first to open it
+            folder = RunFolder.follow(place)
+            if not folder.is_done(evaluate):
+                _Run(recipe, ref, folder, options, None, processes).go()
+            processes.part()
+            return ApplyResult({}, place, None)
+        with RunFolder.open(place, recipe.to_yaml(), " ".join(inputs), not resume) as folder:
+            processes.wait()
+            if folder.is_done(evaluate):
+                result = ApplyResult(read_report(folder.output / REPORT), folder.output, None)
+            else:
                 result = _Run(recipe, ref, folder, options, progress, processes).go()
-            except ParingError:
-                raise
-            except Exception as error:
-                if problem := no_room(error):
-                    raise ModelError(
-                        f"{place}: {problem}; make room on its disk, and the same command goes on from what was saved"
-                    ) from error
-                raise
-        processes.part()
-        return result
+            processes.part()
+            return result
+
+
+@contextmanager
+def _room(place: Path) -> Iterator[None]:
+    """ModelError where the disk of the output folder is full."""
+    try:
+        yield
+    except ParingError:
+        raise
+    except Exception as error:
+        if problem := no_room(error):
+            raise ModelError(
+                f"{place}: {problem}; make room on its disk, and the same command goes on from what was saved"
+            ) from error
+        raise
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from ..errors import ModelError
 
 PATIENCE = timedelta(days=7)  # of those that wait while the first pares a model block by block
+LOST = ("Connection closed by peer", "Connection reset by peer")  # gloo, where a process is gone
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
@@ -59,6 +61,18 @@ class Processes:
         totals = torch.tensor([*values.values()], dtype=torch.float64, device=device)
         dist.all_reduce(totals)
         return dict(zip(values, (totals / self.count).tolist(), strict=True))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """ModelError where another process has ended, instead of what gloo says of its connection."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count > 1 and any(words in str(error) for words in LOST):
+                raise ModelError(
+                    f"process {self.rank} of {self.count}: another has ended; what it printed says why"
+                ) from error
+            raise
 
     def part(self) -> None:
         """The end: all are done."""

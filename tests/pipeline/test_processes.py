@@ -60,12 +60,16 @@ def write(folder: Path, pico: Path, corpus: Path) -> None:
     (folder / "killer.py").write_text(KILLER)
 
 
-def in_two(folder: Path, output: str, kill: str = "none") -> int:
+def started(folder: Path, output: str, kill: str = "none") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "paring", "apply", str(folder / "recipe.yaml"), "--no-evaluate"]
     command += ["--use", str(folder / "killer.py"), "--output", str(folder / output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PARING_KILL": kill}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def in_two(folder: Path, output: str, kill: str = "none") -> int:
+    done = started(folder, output, kill)
     if kill == "none":
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("sparsity") == 1  # the first process alone tells
@@ -121,6 +125,35 @@ def test_two_processes_read_a_stream_and_resume(pico: Path, corpus: Path, tmp_pa
     for file in ("model.safetensors", "pruning_masks.npz"):
         whole = (tmp_path / "two" / file).read_bytes()
         assert (tmp_path / "killed" / file).read_bytes() == whole
+
+
+@pytest.mark.parametrize("killed", ["none", "0", "1"])
+def test_a_process_ends_without_the_words_of_gloo(
+    pico: Path, corpus: Path, tmp_path: Path, killed: str
+) -> None:
+    write(tmp_path, pico, corpus)
+    mine = tmp_path / "two" / "mine.txt"
+    if killed == "none":  # the first refuses a folder that is not a run's
+        mine.parent.mkdir()
+        mine.write_text("keep")
+    done = started(tmp_path, "two", killed)
+    assert done.returncode != 0
+    assert "Connection" not in done.stderr
+    if killed == "none":
+        assert f"{mine.parent}: is not empty" in done.stderr
+        assert mine.read_text() == "keep"
+
+
+def test_where_another_process_has_ended_its_message_is_pointed_to() -> None:
+    with (
+        pytest.raises(ModelError, match="process 1 of 2: another has ended"),
+        Processes(1, 2).together(),
+    ):
+        raise RuntimeError(
+            "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"
+        )
+    with pytest.raises(RuntimeError, match="^mine$"), Processes(1, 2).together():
+        raise RuntimeError("mine")
 
 
 def test_one_process_alone_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
