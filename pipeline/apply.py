@@ -28,7 +28,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .compare import PROMPT, compare, text_samples
-from .data import training_examples
+from .data import check_data, training_examples
 from .durable import no_room
 from .evaluate import Exam, compare_speed
 from .models import load_model, model_fingerprint, quiet_transformers
@@ -173,6 +173,11 @@ class _Run:
             options.evaluate and recipe.evaluate is not None
         ):  # before the work: a bad data set is told at once
             self.exam = Exam.of(recipe.evaluate, self.pared.tokenizer)
+        if processes.is_first:
+            for stage in recipe.stages[
+                len(self.stages) + 1 :
+            ]:  # the next one reads its own at once
+                check_data(stage, self.pared.tokenizer)
 
     def go(self) -> ApplyResult:
         with quiet_transformers():

@@ -17,7 +17,7 @@ from .templates import Marked, Row, marked_texts, texts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..recipes import DataConfig, MixturePart, RowsConfig
+    from ..recipes import DataConfig, MixturePart, RowsConfig, Stage
 
 BATCH = 64  # documents tokenized at once
 
@@ -104,6 +104,20 @@ def training_examples(
         examples = mix(parts, weights, config.seed, config.stopping_strategy)
     _check_size(config, len(examples))
     return Examples(examples[: config.samples])
+
+
+def check_data(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> None:
+    """DataError, now and not after the stages before it, if a stage's data are not there or too few."""
+    config = stage.data
+    if config is None:
+        return
+    if stage.training is None:
+        calibration_tokens(config, tokenizer)
+    elif config.streaming:  # of a stream its first rows alone
+        for part in config.parts:
+            next(stream_rows(part))
+    else:
+        training_examples(config, tokenizer)
 
 
 def _streamed(

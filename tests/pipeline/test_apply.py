@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from paring import cli
-from paring.errors import ModelError, RecipeError
+from paring.errors import DataError, ModelError, RecipeError
 from paring.modifiers.sizes import sizes
 from paring.pipeline import apply, load_model
 from paring.pipeline.report import summary_table
@@ -178,6 +178,42 @@ def test_another_model_is_another_run(recipe: Path, tmp_path: Path, pico: Path) 
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(RecipeError, match="another recipe, model or data"):
         apply(str(recipe), tmp_path / "other", tmp_path / "out", evaluate=False)
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        (
+            "run: oneshot, data: {dataset: {corpus}/train.txt, samples: 999, length: 32}",
+            "asks for 999 samples",
+        ),
+        (
+            "run: train, data: {dataset: {corpus}/train.txt, samples: 999, length: 32}",
+            "asks for 999 samples",
+        ),
+        (
+            "run: train, data: {dataset: {corpus}/empty.jsonl, text: a, streaming: true, samples: 9, length: 32}",
+            "no rows",
+        ),
+    ],
+)
+def test_too_few_data_of_a_later_stage_are_told_before_the_first(
+    recipe: Path, tmp_path: Path, corpus: Path, later: str, message: str
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    later = later.replace("{corpus}/empty", f"{tmp_path}/empty").replace("{corpus}", str(corpus))
+    if "train," in later:
+        later += ", training: {epochs: 1, batch_size: 2, learning_rate: 1e-4}"
+    stage = f"  - {{name: later, {later}, modifiers: [ConstantPruning: {{ignore: [lm_head]}}]}}\n"
+    recipe.write_text(recipe.read_text().replace("evaluate:", stage + "evaluate:"))
+    seen = []
+    with pytest.raises(DataError, match=message):
+        apply(
+            str(recipe),
+            output=tmp_path / "out",
+            progress=lambda label, done, total, note="": seen.append(label),
+        )
+    assert not any("pare" in label for label in seen)
 
 
 def test_data_that_changed_are_another_run(recipe: Path, tmp_path: Path, corpus: Path) -> None:

@@ -55,7 +55,7 @@ def small(recipe: Recipe, model: Path, corpus: Path) -> Recipe:
         if stage.data is not None:
             stage.data = data(stage.data)
         if stage.training is not None:
-            few: dict[str, Any] = {"batch_size": 2, "warmup_steps": 1, "max_steps": 12}
+            few: dict[str, Any] = {"batch_size": 2, "warmup_steps": 1, "max_steps": 24}
             stage.training = stage.training.model_copy(update=few)
         for modifier in stage.modifiers:
             if getattr(modifier, "teacher", "self") != "self":
