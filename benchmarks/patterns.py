@@ -11,11 +11,11 @@ stored in float, int8 (W8A8) and int4 (GPTQ, W4A8, groups of 64); perplexity is 
 bytes per weight are those of the exported graph.
 
 N:M fixes its sparsity, so 8:16 and 4:16 set the levels. A pattern with a free sparsity is given at the one at which
-the engine reads as many bytes of it as of the level (by its cost model, row `KERNELS`), and at the one at which it
-decodes as fast (within `ALIKE`), between the speeds measured; its perplexity there lies between its two neighbours in
-`GRID`, on a straight line of the logarithm. Where dense weights are as fast, that is said. 2:4 and 4:8 keep their
-sparsity: there the table says how fast they are beside 8:16. Results are JSON lines; what is in the file is not run
-again. `--cases` with nothing after it only writes the table.
+its smallest layout takes as many bytes as the level's (by the engine's cost model, row `KERNELS`), and at the one at
+which it decodes as fast (within `ALIKE`), between the speeds measured; its perplexity there lies between its two
+neighbours in `GRID`, on a straight line of the logarithm. Where dense weights are as fast, that is said. 2:4 and 4:8
+keep their sparsity: there the table says how fast they are beside 8:16. Results are JSON lines; what is in the file is
+not run again. `--cases` with nothing after it only writes the table.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tables import put
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paring import Recipe, Session
-from paring.engine.cost import DType, cost
+from paring.engine.cost import DType, costs
 from paring.engine.export import export
 from paring.modifiers import MaskStructure
 from paring.modifiers.quantization.layer import detach
@@ -100,9 +100,10 @@ def grid() -> Iterator[Case]:
 
 
 def read_bytes(pattern: str, sparsity: float, dtype: str) -> float:
-    """Bytes of a weight without scales, by the engine's own model."""
+    """Bytes of a weight without scales in the engine's smallest layout."""
     blocks = 1 - sparsity if pattern == "1x4" else 1 - sparsity**4
-    return cost(DTYPES[dtype], 1 - sparsity, blocks, KERNELS, pattern).bytes
+    found = costs(DTYPES[dtype], 1 - sparsity, blocks, KERNELS, pattern)
+    return min(layout.bytes for layout in found)
 
 
 def at_bytes(pattern: str, level: str, dtype: str) -> float:

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 DType: TypeAlias = Literal["f32", "i8", "i4"]
 
 BYTES_PER_CYCLE = 5.0  # what one core gets from memory when all cores read
-CROWDING = 20.0  # bytes that cost a cycle even where cycles bind
+HIDING = 3  # fetching and decoding together take the norm of this order of both: each hides most of the other
 
 # Of layouts that cost the same, the first is chosen.
 ORDER = [
@@ -136,7 +136,7 @@ class Cost:
     bytes: float
     """Bytes that decoding a token reads for it."""
     cycles: float
-    """Cycles until the next: those of memory or of decoding, whichever binds. Only ratios mean much."""
+    """Cycles until the next: those of memory and of decoding, which partly overlap. Only ratios mean much."""
 
 
 def cost(
@@ -147,7 +147,19 @@ def cost(
     pattern: str = "unstructured",
     group: int = 0,
 ) -> Cost:
-    """The cheapest layout of a matrix and its cost, without scales.
+    """The cheapest layout of a matrix and its cost, as the engine chooses it; see `costs`."""
+    return min(costs(dtype, weights, blocks, kernels, pattern, group), key=lambda one: one.cycles)
+
+
+def costs(
+    dtype: DType,
+    weights: float,
+    blocks: float,
+    kernels: str = "avx512_vbmi2",
+    pattern: str = "unstructured",
+    group: int = 0,
+) -> list[Cost]:
+    """The cost of a matrix, without scales, in each layout that can hold it.
 
     weights: the fraction of weights kept; blocks: the fraction of 1x4 blocks with any kept; kernels: the kernel row;
     pattern: what else is known of the mask; group: columns that share a scale, 0 for a row. Rows that no pattern ties
@@ -167,9 +179,10 @@ def cost(
     for layout in sorted(sizes.keys() & CYCLES[kernels].keys(), key=ORDER.index):
         size = sizes[layout]
         decoding = CYCLES[kernels][layout] * vectors.get(layout.split("_")[1], 1)
-        cycles = max(size / BYTES_PER_CYCLE, decoding) + size / CROWDING
+        fetching = (size + 2 * groups) / BYTES_PER_CYCLE  # with the scales of groups, in float16
+        cycles = (fetching**HIDING + decoding**HIDING) ** (1 / HIDING)
         found.append(Cost(layout, size / 64, cycles / 64))
-    return min(found, key=lambda one: one.cycles)
+    return found
 
 
 def scale_bytes(columns: int, group: int) -> float:

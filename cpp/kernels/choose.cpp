@@ -1,5 +1,6 @@
-// Which layout a matrix gets: the cheapest by max(bytes to fetch, cycles to decode).
+// Which layout a matrix gets: the cheapest by the cycles that fetching and decoding it take, which partly overlap.
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 
 #include "packed.h"
@@ -133,12 +134,13 @@ Layout cheapest(const KernelRow& row, const Density& d, std::initializer_list<La
     for (const Layout layout : layouts) {
         if (row.run[static_cast<size_t>(layout)] == nullptr || !fits(layout, d)) continue;
         const double bytes = bytes_of(layout, d);
-        // Bytes count a little even where cycles bind: they crowd the caches and slow the other threads.
         const bool lists = layout == Layout::i8_lists || layout == Layout::i4_lists;
         const bool lists4 = layout == Layout::i8_lists4 || layout == Layout::i4_lists4;
         const double times = lists ? d.lists : lists4 ? d.lists4 : 1;
-        const double cycles = double{row.cycles[static_cast<size_t>(layout)]} * times;
-        const double cost = std::max(bytes / kBytesPerCycle, cycles) + bytes / 20;
+        const double decoding = double{row.cycles[static_cast<size_t>(layout)]} * times;
+        const double fetching = (bytes + 2 * d.groups) / kBytesPerCycle;  // with the scales of groups, in float16
+        // Each hides most of the other: kernels in memory on Zen 4, of all layouts, take within a tenth of this.
+        const double cost = std::cbrt(fetching * fetching * fetching + decoding * decoding * decoding);
         if (best != Layout::count && cost >= best_cost) continue;
         best = layout;
         best_cost = cost;
