@@ -16,7 +16,7 @@ namespace {
 
 PARING_RUN(run_i8_2of4_avx512) { run_two4<false>(w, x, y, ldy, begin, end, scratch); }
 PARING_RUN(run_i4_2of4_avx512) { run_two4<true>(w, x, y, ldy, begin, end, scratch); }
-PARING_RUN(run_i8_4of16_avx512) { run_sums<Four16<false>, 4>(w, x, y, ldy, begin, end, scratch); }
-PARING_RUN(run_i4_4of16_avx512) { run_sums<Four16<true>, 4>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i8_4of16_avx512) { run_shuffled<Four16<false>>(w, x, y, ldy, begin, end, scratch); }
+PARING_RUN(run_i4_4of16_avx512) { run_shuffled<Four16<true>>(w, x, y, ldy, begin, end, scratch); }
 
 }  // namespace paring::kernels
