@@ -86,7 +86,7 @@ def summary_table(report: Mapping[str, Any]) -> Table:
         old, new = before["parameters"], after["parameters"]
         table.add_row("parameters", _millions(old), _millions(new), f"{1 - new / old:.1%} removed")
     if "bytes" in after:
-        change = f"{before['bytes'] / after['bytes']:.1f} x smaller"
+        change = size_change(before["bytes"], after["bytes"])
         table.add_row("size", _megabytes(before["bytes"]), _megabytes(after["bytes"]), change)
     if "perplexity" in after:
         old, new, on = before["perplexity"], after["perplexity"], report["evaluate"]
@@ -101,6 +101,13 @@ def summary_table(report: Mapping[str, Any]) -> Table:
         if speed["load"] > BUSY:
             table.caption = "The machine was busy: measure the speed again, with `recipe bench`."
     return table
+
+
+def size_change(before: float, after: float) -> str:
+    """Such as `2.3 x smaller`; a graph can also be larger, with a logits matrix of its own beside the embedding."""
+    if after <= before:
+        return f"{before / after:.1f} x smaller"
+    return f"{after / before:.1f} x larger"
 
 
 def _schemes(report: Mapping[str, Any]) -> str:

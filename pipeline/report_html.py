@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .report import size_change
 from .report_figures import blocks, curves, inline, layers, ranges, split_name
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
         tiles.append((f"{gone:.1%}", f"of {before['parameters'] / 1e6:.1f} M parameters removed"))
     if "bytes" in after:
         old, new = before["bytes"] / 1e6, after["bytes"] / 1e6
-        tiles.append((f"{new:.3g} MB", f"{old / new:.1f} x smaller than {old:.3g} MB"))
+        tiles.append((f"{new:.3g} MB", f"{size_change(old, new)} than {old:.3g} MB"))
     if "perplexity" in after:
         old, new = before["perplexity"], after["perplexity"]
         on = report["evaluate"]["dataset"].rpartition("/")[2]

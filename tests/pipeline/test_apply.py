@@ -19,7 +19,7 @@ from paring import cli
 from paring.errors import DataError, ModelError, RecipeError
 from paring.modifiers.sizes import sizes
 from paring.pipeline import apply, load_model
-from paring.pipeline.report import summary_table
+from paring.pipeline.report import size_change, summary_table
 from paring.pipeline.runfolder import RunFolder
 from paring.recipes import Recipe
 
@@ -399,3 +399,8 @@ def test_speeds_of_a_busy_machine_are_marked_as_such(load: float) -> None:
         ("tokens/s", "20.0", "100.0", "5.0 x dense FP32, torch"),
     ]
     assert (table.caption is not None) == (load > 1.5)
+
+
+def test_a_graph_that_grew_is_called_larger() -> None:
+    assert size_change(100, 50) == "2.0 x smaller"
+    assert size_change(100, 111) == "1.1 x larger"
