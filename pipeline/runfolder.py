@@ -71,12 +71,14 @@ class RunFolder:
             )
         fingerprint = hashlib.sha256(f"{FORMAT}\n{inputs}\n{recipe}".encode()).hexdigest()
         if record is not None and record["fingerprint"] != fingerprint and not fresh:
-            change = _difference(record["recipe"], recipe)
-            raise _refusal(
-                output,
-                f"holds the run of another recipe, model or data{change}\n"
-                "name another --output, or start over here with --fresh",
-            )
+            fresh = _is_empty(output / FOLDER, record)
+            if not fresh:
+                change = _difference(record["recipe"], recipe)
+                raise _refusal(
+                    output,
+                    f"holds the run of another recipe, model or data{change}\n"
+                    "name another --output, or start over here with --fresh",
+                )
         if record is None or fresh:
             published = record["published"] if record else []
             remove(output / FOLDER)
@@ -194,6 +196,14 @@ def _fill(model: nn.Module, file: Path) -> None:
                 foreign.add(name)
     if foreign:
         raise ModelError(f"{file}: {min(foreign)} is not as in the model; start over with --fresh")
+
+
+def _is_empty(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether a run was refused or stopped before it had done anything that another one would destroy."""
+    work = (path for path in folder.iterdir() if path.is_dir())
+    return (
+        not record["stages"] and not record["published"] and not any(any(p.iterdir()) for p in work)
+    )
 
 
 def _difference(old: str, new: str) -> str:

@@ -214,6 +214,8 @@ def test_too_few_data_of_a_later_stage_are_told_before_the_first(
             progress=lambda label, done, total, note="": seen.append(label),
         )
     assert not any("pare" in label for label in seen)
+    recipe.write_text(recipe.read_text().replace(stage, ""))  # mended, it may take the same folder
+    apply(str(recipe), output=tmp_path / "out", evaluate=False)
 
 
 def test_data_that_changed_are_another_run(recipe: Path, tmp_path: Path, corpus: Path) -> None:
