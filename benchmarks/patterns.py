@@ -42,7 +42,7 @@ from tables import put
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paring import Recipe, Session
-from paring.engine.cost import DType, costs
+from paring.engine.cost import DType, cost
 from paring.engine.export import export
 from paring.modifiers import MaskStructure
 from paring.modifiers.quantization.layer import detach
@@ -102,8 +102,7 @@ def grid() -> Iterator[Case]:
 def read_bytes(pattern: str, sparsity: float, dtype: str) -> float:
     """Bytes of a weight without scales in the engine's smallest layout."""
     blocks = 1 - sparsity if pattern == "1x4" else 1 - sparsity**4
-    found = costs(DTYPES[dtype], 1 - sparsity, blocks, KERNELS, pattern)
-    return min(layout.bytes for layout in found)
+    return cost(DTYPES[dtype], 1 - sparsity, blocks, KERNELS, pattern, by="bytes").bytes
 
 
 def at_bytes(pattern: str, level: str, dtype: str) -> float:

@@ -146,20 +146,9 @@ def cost(
     kernels: str = "avx512_vbmi2",
     pattern: str = "unstructured",
     group: int = 0,
+    by: Literal["cycles", "bytes"] = "cycles",
 ) -> Cost:
-    """The cheapest layout of a matrix and its cost, as the engine chooses it; see `costs`."""
-    return min(costs(dtype, weights, blocks, kernels, pattern, group), key=lambda one: one.cycles)
-
-
-def costs(
-    dtype: DType,
-    weights: float,
-    blocks: float,
-    kernels: str = "avx512_vbmi2",
-    pattern: str = "unstructured",
-    group: int = 0,
-) -> list[Cost]:
-    """The cost of a matrix, without scales, in each layout that can hold it.
+    """The cheapest layout of a matrix and its cost, without scales: by cycles, as the engine chooses it, or by bytes.
 
     weights: the fraction of weights kept; blocks: the fraction of 1x4 blocks with any kept; kernels: the kernel row;
     pattern: what else is known of the mask; group: columns that share a scale, 0 for a row. Rows that no pattern ties
@@ -182,7 +171,7 @@ def costs(
         fetching = (size + 2 * groups) / BYTES_PER_CYCLE  # with the scales of groups, in float16
         cycles = (fetching**HIDING + decoding**HIDING) ** (1 / HIDING)
         found.append(Cost(layout, size / 64, cycles / 64))
-    return found
+    return min(found, key=lambda one: one.cycles if by == "cycles" else one.bytes)
 
 
 def scale_bytes(columns: int, group: int) -> float:
