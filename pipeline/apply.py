@@ -174,9 +174,8 @@ class _Run:
         ):  # before the work: a bad data set is told at once
             self.exam = Exam.of(recipe.evaluate, self.pared.tokenizer)
         if processes.is_first:
-            for stage in recipe.stages[
-                len(self.stages) + 1 :
-            ]:  # the next one reads its own at once
+            later = len(self.stages) + 1  # the next one reads its own at once
+            for stage in recipe.stages[later:]:
                 check_data(stage, self.pared.tokenizer)
 
     def go(self) -> ApplyResult:
