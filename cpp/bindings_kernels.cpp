@@ -101,8 +101,9 @@ py::array unpack(const PackedMatrix& w) {
 // An input quantized by a row, with the memory it lives in.
 struct Input {
     Input(const KernelRow& row, const PackedMatrix& w, const Floats& x)
-        : memory(activation_bytes(w.input, tokens(w, x), w.k)),
-          view(bind_activations(memory.memory.get(), w.input, x.data(), static_cast<size_t>(w.k), tokens(w, x), w.k)) {
+        : memory(static_cast<size_t>(tokens(w, x)) * activation_bytes(w.input, w.k)),
+          view(bind_activations(memory.memory.get(), activation_bytes(w.input, w.k), w.input, x.data(),
+                                static_cast<size_t>(w.k), tokens(w, x), w.k)) {
         if (w.input.mode != InputMode::f32) row.quantize(view, 0, view.m);
     }
 
@@ -117,23 +118,27 @@ struct Input {
 
 py::dict quantize(const std::string& name, const PackedMatrix& w, const Floats& x) {
     if (w.input.mode == InputMode::f32) throw std::invalid_argument("a float matrix has no quantized input");
-    const Input input(select_row(name), w, x);
+    const KernelRow& row = select_row(name);
+    const Input input(row, w, x);
     const Activations& a = input.view;
     const size_t m = static_cast<size_t>(a.m), groups = static_cast<size_t>(a.groups);
     const size_t padded = static_cast<size_t>(a.padded);
-    py::array_t<int32_t> q({m, padded}), planes({m, padded}), sum({m, groups});
+    py::array_t<int32_t> q({m, padded}), wide({m, padded}), sum({m, groups});
     py::array_t<float> scale({m, groups});
     for (size_t t = 0; t < m; ++t)
         for (size_t j = 0; j < padded; ++j) {
             const size_t at = t * a.stride + j;
-            q.mutable_at(t, j) = a.wide[at];
-            planes.mutable_at(t, j) = a.spec.mode == InputMode::int16 ? a.hi[at] * 128 + a.lo[at] : a.hi[at];
+            q.mutable_at(t, j) = a.spec.mode == InputMode::int16 ? a.hi[at] * 128 + a.lo[at] : a.hi[at];
+            wide.mutable_at(t, j) = row.wide ? a.wide[t * a.wide_stride + j] : q.at(t, j);
         }
-    std::memcpy(sum.mutable_data(), a.sum, m * groups * 4);
-    std::memcpy(scale.mutable_data(), a.scale, m * groups * 4);
+    for (size_t t = 0; t < m; ++t)
+        for (size_t g = 0; g < groups; ++g) {
+            sum.mutable_at(t, g) = a.sum[t * a.side + g];
+            scale.mutable_at(t, g) = a.scale[t * a.side + g];
+        }
     py::dict out;
     out["q"] = q;
-    out["planes"] = planes;
+    out["wide"] = wide;
     out["scale"] = scale;
     out["sum"] = sum;
     return out;

@@ -77,8 +77,8 @@ std::vector<double> time_linear(const std::string& name, const std::vector<const
     const size_t k = static_cast<size_t>(first.k), n = static_cast<size_t>(first.n), tokens = static_cast<size_t>(m);
     std::vector<float> x(tokens * k), y(tokens * n);
     for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 2654435761U % 1000) / 500.0F - 1.0F;
-    const Memory memory = aligned(activation_bytes(first.input, m, first.k));
-    const Activations input = bind_activations(memory.get(), first.input, x.data(), k, m, first.k);
+    const Memory memory = aligned(tokens * activation_bytes(first.input, first.k));
+    const Activations input = bind_activations(memory.get(), activation_bytes(first.input, first.k), first.input, x.data(), k, m, first.k);
     if (first.input.mode != InputMode::f32) row.quantize(input, 0, m);
     std::vector<Memory> scratch;
     for (int thread = 0; thread < threads; ++thread) scratch.push_back(aligned(run_scratch_bytes(first)));

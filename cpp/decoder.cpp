@@ -14,7 +14,29 @@ using kernels::Activations;
 constexpr int64_t kTokens = Chunk::kTokens;
 constexpr size_t kAlign = 64;
 
+// From so many tokens for each thread on, threads divide the tokens, not a matrix's rows: what a thread computes then
+// stays in its own cache. Each decodes all weights, so there must be work enough for one decoding.
+constexpr int64_t kBlockTokens = 32;
+constexpr int64_t kBlockStep = 8;  // tokens that kernels take at a time
+// Values of a gate's two linears that are computed before the gate is taken: they stay in a first-level cache.
+constexpr int64_t kGated = 4096;
+
 size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// The input of tokens [begin, end).
+Activations some(const Activations& input, int64_t begin, int64_t end) {
+    const auto first = static_cast<size_t>(begin);
+    Activations a = input;
+    a.m = static_cast<int32_t>(end - begin);
+    a.x += first * a.ldx;
+    if (a.spec.mode == kernels::InputMode::f32) return a;
+    a.hi += first * a.stride;
+    a.lo += first * a.stride;
+    a.wide += first * a.wide_stride;
+    a.scale += first * a.side;
+    a.sum += first * a.side;
+    return a;
+}
 
 }  // namespace
 
@@ -74,12 +96,16 @@ void Decoder::allocate() {
     unfinished_ = std::vector<std::atomic<int32_t>>(static_cast<size_t>(kTokens) * most_kv_heads_);
     const auto threads = static_cast<size_t>(pool_.threads());
     scratch_ = allocate_aligned<uint8_t>(scratch_bytes_ * threads);
-    buffer_bytes_ += (floats + turns) * sizeof(float) + scratch_bytes_ * threads;
+    gates_ = allocate_aligned<float>(2 * kGated * threads);
+    buffer_bytes_ += (floats + turns + 2 * kGated * threads) * sizeof(float) + scratch_bytes_ * threads;
 }
 
 void Decoder::lay_out_planes() {
     plane_offsets_.assign(plan_.inputs.size(), 0);
     inputs_.resize(plan_.inputs.size());
+    for (const LinearInput& input : plan_.inputs)
+        plane_stride_ = std::max(plane_stride_, kernels::activation_bytes(input.spec, input.width));
+    const size_t size = aligned(plane_stride_ * static_cast<size_t>(kTokens));
     size_t most = 0;
     auto place = [&](const LinearPhase& phase) {
         size_t used = 0;
@@ -89,9 +115,8 @@ void Decoder::lay_out_planes() {
                 std::max(scratch_bytes_, aligned(kernels::run_scratch_bytes(*member.matrix)));
             if (std::find(placed.begin(), placed.end(), member.input) != placed.end()) continue;
             placed.push_back(member.input);
-            const LinearInput& input = plan_.inputs[member.input];
             plane_offsets_[member.input] = used;
-            used += aligned(kernels::activation_bytes(input.spec, kTokens, input.width));
+            used += size;
         }
         most = std::max(most, used);
     };
@@ -107,9 +132,8 @@ void Decoder::bind(int64_t count) {
     if (bound_ == count) return;
     for (size_t i = 0; i + 1 < plan_.inputs.size(); ++i) {
         const LinearInput& input = plan_.inputs[i];
-        inputs_[i] = kernels::bind_activations(planes_.get() + plane_offsets_[i], input.spec,
-                                               at(input.slot, 0),
-                                               static_cast<size_t>(stride(input.slot)),
+        inputs_[i] = kernels::bind_activations(planes_.get() + plane_offsets_[i], plane_stride_, input.spec,
+                                               at(input.slot, 0), static_cast<size_t>(stride(input.slot)),
                                                static_cast<int32_t>(count), input.width);
     }
     bound_ = count;
@@ -233,7 +257,7 @@ void Decoder::token_step(const TokenStep& step, int64_t begin, int64_t end) {
         });
     } else if (const auto* s = std::get_if<GateStep>(&step)) {
         each([&](int64_t t) {
-            ops_.gate(s->curve, at(s->gate, t), at(s->up, t), s->width, at(s->out, t));
+            ops_.gate(s->curve, at(s->gate, t), at(s->up, t), 0, s->width, 1, at(s->out, t), 0);
         });
     } else if (const auto* s = std::get_if<AddStep>(&step)) {
         each([&](int64_t t) { ops_.add(at(s->a, t), at(s->b, t), s->width, at(s->out, t)); });
@@ -247,26 +271,52 @@ void Decoder::token_step(const TokenStep& step, int64_t begin, int64_t end) {
     }
 }
 
-void Decoder::linear(const Member& member, const Unit& unit, const Activations& input, float* out,
+void Decoder::linear(const Member& member, int32_t begin, int32_t end, const Activations& input, float* out,
                      size_t stride, int thread) {
     const kernels::PackedMatrix& matrix = *member.matrix;
     kernels_.run[static_cast<size_t>(matrix.layout)](
-        matrix, input, out, stride, unit.begin, unit.end,
+        matrix, input, out, stride, begin, end,
         scratch_.get() + scratch_bytes_ * static_cast<size_t>(thread));
     if (!member.bias) return;
-    const int64_t first = int64_t{unit.begin} * kernels::kPanelRows;
-    const int64_t last = std::min<int64_t>(int64_t{unit.end} * kernels::kPanelRows, matrix.n);
+    const int64_t first = int64_t{begin} * kernels::kPanelRows;
+    const int64_t last = std::min<int64_t>(int64_t{end} * kernels::kPanelRows, matrix.n);
     for (int64_t t = 0; t < input.m; ++t) {
         float* row = out + static_cast<size_t>(t) * stride + first;
         ops_.add(row, member.bias + first, last - first, row);
     }
 }
 
+// Tokens [begin, end) of a unit of two linears and their gate, some panels at a time.
+void Decoder::gated(const LinearPhase& phase, const Unit& unit, int64_t begin, int64_t end, int thread) {
+    const int64_t rows = phase.members[0].matrix->n;
+    const auto most = static_cast<int32_t>(kGated / kernels::kPanelRows / (end - begin));
+    float* values[2] = {gates_.get() + 2 * kGated * thread, gates_.get() + 2 * kGated * thread + kGated};
+    for (int32_t panel = unit.begin; panel < unit.end; panel += most) {
+        const int32_t last = std::min(panel + most, unit.end);
+        const int64_t first = int64_t{panel} * kernels::kPanelRows;
+        const int64_t width = int64_t{last - panel} * kernels::kPanelRows;
+        for (size_t m = 0; m < 2; ++m) {
+            const Member& member = phase.members[m];
+            // Kernels count rows from the matrix's first one.
+            auto* out = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(values[m]) - static_cast<size_t>(first) * sizeof(float));
+            linear(member, panel, last, some(inputs_[member.input], begin, end), out, static_cast<size_t>(width), thread);
+        }
+        ops_.gate(phase.gate->curve, values[0], values[1], width, std::min(width, rows - first), end - begin,
+                  at(phase.gate->out, begin) + first, stride(phase.gate->out));
+    }
+}
+
 void Decoder::run(const LinearPhase& phase) {
-    pool_.run(static_cast<int64_t>(phase.units.size()), [&](int64_t index, int thread) {
-        const Unit& unit = phase.units[static_cast<size_t>(index)];
+    const int64_t count = chunk_.count(), units = static_cast<int64_t>(phase.units.size());
+    const int64_t blocks = std::clamp<int64_t>(count / kBlockTokens, 1, pool_.threads());
+    const int64_t block = ((count + blocks - 1) / blocks + kBlockStep - 1) / kBlockStep * kBlockStep;
+    pool_.run(blocks * units, [&](int64_t index, int thread) {
+        const int64_t begin = index / units * block, end = std::min(begin + block, count);
+        if (begin >= end) return;
+        const Unit& unit = phase.units[static_cast<size_t>(index % units)];
+        if (phase.gate) return gated(phase, unit, begin, end, thread);
         const Member& member = phase.members[unit.member];
-        linear(member, unit, inputs_[member.input], at(member.out, 0),
+        linear(member, unit.begin, unit.end, some(inputs_[member.input], begin, end), at(member.out, begin),
                static_cast<size_t>(stride(member.out)), thread);
     });
 }
@@ -281,28 +331,36 @@ void Decoder::run_head(float* logits) {
         if (row != t) std::copy_n(at(from.slot, row), from.width, at(from.slot, t));
     }
     const Activations input = kernels::bind_activations(
-        planes_.get() + plane_offsets_[member.input], from.spec, at(from.slot, 0),
+        planes_.get() + plane_offsets_[member.input], plane_stride_, from.spec, at(from.slot, 0),
         static_cast<size_t>(stride(from.slot)), static_cast<int32_t>(count), from.width);
     if (from.spec.mode != kernels::InputMode::f32)
         pool_.run(count, [&](int64_t t, int) {
             kernels_.quantize(input, static_cast<int32_t>(t), static_cast<int32_t>(t + 1));
         });
     pool_.run(static_cast<int64_t>(plan_.head.units.size()), [&](int64_t index, int thread) {
-        linear(member, plan_.head.units[static_cast<size_t>(index)], input, logits,
-               static_cast<size_t>(graph_->sizes.vocabulary), thread);
+        const Unit& unit = plan_.head.units[static_cast<size_t>(index)];
+        linear(member, unit.begin, unit.end, input, logits, static_cast<size_t>(graph_->sizes.vocabulary), thread);
     });
 }
 
 // --- attention ---------------------------------------------------------------------------------
 
-// Puts the span's keys and values of one kv head into the cache.
-void Decoder::store(const AttentionPhase& phase, const Span& span, int64_t kv_head) {
+// Puts keys and values of one kv head of the span's t-th token into the cache.
+void Decoder::store(const AttentionPhase& phase, const Span& span, int64_t t, int64_t kv_head) {
     const ops::KvLayout& layout = phase.layout;
-    const int64_t from = kv_head * layout.head_dim;
-    for (int64_t t = 0; t < span.count; ++t) {
-        const int64_t place = span.position + t;
-        ops_.store(layout, span.cache->pages()[place / ops::kPage], kv_head, place % ops::kPage,
-                   at(phase.k, span.row + t) + from, at(phase.v, span.row + t) + from);
+    const int64_t from = kv_head * layout.head_dim, place = span.position + t;
+    ops_.store(layout, span.cache->pages()[place / ops::kPage], kv_head, place % ops::kPage,
+               at(phase.k, span.row + t) + from, at(phase.v, span.row + t) + from);
+}
+
+// The same of all kv heads and those of the chunk's rows [begin, end) whose spans have several tokens.
+void Decoder::store_rows(const AttentionPhase& phase, int64_t begin, int64_t end) {
+    for (const Span& span : chunk_.spans()) {
+        if (span.count == 1) continue;
+        const int64_t last = std::min(end, span.row + span.count);
+        for (int64_t row = std::max(begin, span.row); row < last; ++row)
+            for (int64_t kv_head = 0; kv_head < phase.layout.kv_heads; ++kv_head)
+                store(phase, span, row - span.row, kv_head);
     }
 }
 
@@ -328,9 +386,8 @@ void Decoder::run(const AttentionPhase& phase) {
     const std::vector<Span>& spans = chunk_.spans();
     const int64_t kv_heads = phase.layout.kv_heads;
     if (chunk_.count() > static_cast<int64_t>(spans.size()))
-        pool_.run(kv_heads, [&](int64_t kv_head, int) {
-            for (const Span& span : spans)
-                if (span.count > 1) store(phase, span, kv_head);
+        pool_.run((chunk_.count() + kBlockStep - 1) / kBlockStep, [&](int64_t block, int) {
+            store_rows(phase, block * kBlockStep, (block + 1) * kBlockStep);
         });
     for (size_t i = 0; i < spans.size(); ++i) {
         attentions_[i] = attention(phase, spans[i]);
@@ -343,7 +400,7 @@ void Decoder::run(const AttentionPhase& phase) {
         const int64_t kv_head = index % kv_heads;
         const Span& span = spans[unit.span];
         const bool all = unit.keys == Chunk::kAllKeys;
-        if (span.count == 1 && (all || unit.keys + 1 == span.key_chunks)) store(phase, span, kv_head);
+        if (span.count == 1 && (all || unit.keys + 1 == span.key_chunks)) store(phase, span, 0, kv_head);
         const ops::Attention& a = attentions_[unit.span];
         if (all) return ops_.attend(a, kv_head, unit.begin, unit.end);
         ops_.attend_chunk(a, kv_head, unit.begin, unit.end, unit.keys);

@@ -56,12 +56,14 @@ private:
     std::vector<float*> slots_;
     Aligned<uint8_t> planes_;            // quantized inputs; each phase lays out its own
     std::vector<size_t> plane_offsets_;  // of each input
+    size_t plane_stride_ = 0;            // of the widest: a token's are in the same place in every phase
     std::vector<kernels::Activations> inputs_;
     int64_t bound_ = 0;  // tokens that inputs_ are laid out for
     Aligned<float> turns_;  // cos and sin: [angles][2][chunk][half]
     std::vector<float*> cos_, sin_;
     Aligned<uint8_t> scratch_;
     size_t scratch_bytes_ = 0;
+    Aligned<float> gates_;  // what a gate reads: [threads][2][kGated]
     std::vector<const Cache*> taking_part_;
     Chunk chunk_;  // in the works
     std::vector<ops::Attention> attentions_;  // of its spans
@@ -80,10 +82,12 @@ private:
     void run(const LinearPhase& phase);
     void run(const AttentionPhase& phase);
     void run_head(float* logits);
-    void linear(const Member& member, const Unit& unit, const kernels::Activations& input,
+    void linear(const Member& member, int32_t begin, int32_t end, const kernels::Activations& input,
                 float* out, size_t stride, int thread);
+    void gated(const LinearPhase& phase, const Unit& unit, int64_t begin, int64_t end, int thread);
     void token_step(const TokenStep& step, int64_t begin, int64_t end);
-    void store(const AttentionPhase& phase, const Span& span, int64_t kv_head);
+    void store(const AttentionPhase& phase, const Span& span, int64_t t, int64_t kv_head);
+    void store_rows(const AttentionPhase& phase, int64_t begin, int64_t end);
     std::atomic<int32_t>& unfinished(size_t span, int64_t kv_head) {
         return unfinished_[span * most_kv_heads_ + static_cast<size_t>(kv_head)];
     }

@@ -29,6 +29,7 @@ constexpr uint32_t kRowVnni = kRowAvx512 | kAvx512Vnni;
 constexpr KernelRow kRows[] = {
     {"reference",
      0,
+     true,
      quantize_reference,
      {run_floats_reference, run_floats_reference, run_floats_reference, PARING_REFERENCE, PARING_REFERENCE,
       PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE, PARING_REFERENCE,
@@ -37,6 +38,7 @@ constexpr KernelRow kRows[] = {
 #if defined(PARING_HAVE_AVX2)
     {"avx2",
      kRowAvx2,
+     true,
      quantize_avx2,
      {PARING_FLOATS(avx2), PARING_INTEGERS(dense, avx2), PARING_INTEGERS(bitmask, avx2), PARING_INTEGERS(block4, avx2),
       PARING_INTEGERS(2of4, avx2), PARING_INTEGERS(4of16, avx2), PARING_INTEGERS(n16, avx2),
@@ -48,6 +50,7 @@ constexpr KernelRow kRows[] = {
 #if defined(PARING_HAVE_AVX512)
     {"avx512",
      kRowAvx512,
+     false,
      quantize_avx512,
      {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512), PARING_INTEGERS(bitmask, avx512),
       PARING_INTEGERS(block4, avx512), PARING_INTEGERS(2of4, avx512), PARING_INTEGERS(4of16, avx512),
@@ -58,6 +61,7 @@ constexpr KernelRow kRows[] = {
 #if defined(PARING_HAVE_AVX512_VNNI) && defined(PARING_HAVE_AVX512)
     {"avx512_vnni",
      kRowVnni,
+     false,
      quantize_avx512,
      {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512_vnni), PARING_INTEGERS(bitmask, avx512_vnni),
       PARING_INTEGERS(block4, avx512_vnni), PARING_INTEGERS(2of4, avx512_vnni), PARING_INTEGERS(4of16, avx512_vnni),
@@ -68,6 +72,7 @@ constexpr KernelRow kRows[] = {
 #if defined(PARING_HAVE_AVX512_VBMI2)
     {"avx512_vbmi2",
      kRowVnni | kAvx512Vbmi2,
+     false,
      quantize_avx512,
      {PARING_FLOATS(avx512), PARING_INTEGERS(dense, avx512_vnni), PARING_INTEGERS(bitmask, avx512_vbmi2),
       run_i8_block4_avx512_vnni, nullptr, PARING_INTEGERS(2of4, avx512_vnni), PARING_INTEGERS(4of16, avx512_vnni),
@@ -83,9 +88,9 @@ constexpr KernelRow kRows[] = {
      PARING_INTEGERS(2of4, isa), PARING_INTEGERS(4of16, isa), PARING_INTEGERS(n16, isa), PARING_INTEGERS(pairs, isa), \
      PARING_INTEGERS(columns, isa)}
     // No machine to measure these on: only bytes count.
-    {"neon", kNeon, quantize_neon, PARING_NEON(neon), {}},
+    {"neon", kNeon, false, quantize_neon, PARING_NEON(neon), {}},
 #if defined(PARING_HAVE_NEON_DOTPROD)
-    {"neon_dotprod", kNeon | kDotprod, quantize_neon, PARING_NEON(neon_dotprod), {}},
+    {"neon_dotprod", kNeon | kDotprod, false, quantize_neon, PARING_NEON(neon_dotprod), {}},
 #endif
 #endif
 };

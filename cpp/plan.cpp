@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <utility>
 
 #include "fault.h"
 
@@ -13,31 +14,59 @@ using kernels::PackedMatrix;
 constexpr size_t kUnitBytes = 16384;  // a unit of less isn't worth handing out
 constexpr size_t kUnitsPerThread = 4;
 
-std::vector<Unit> split(const std::vector<Member>& members, int threads) {
-    size_t total = 0;
-    for (const Member& member : members) total += member.matrix->bytes;
-    const size_t target =
-        std::max(kUnitBytes, total / (kUnitsPerThread * static_cast<size_t>(threads)));
-    std::vector<Unit> units;
-    for (size_t m = 0; m < members.size(); ++m) {
-        const PackedMatrix& matrix = *members[m].matrix;
-        const auto wanted = static_cast<int32_t>((matrix.bytes + target / 2) / target);
-        const int32_t parts = std::clamp(threads == 1 ? 1 : wanted, 1, matrix.panels);
-        for (int32_t part = 0; part < parts; ++part) {
-            const int32_t begin = kernels::split_panels(matrix, part, parts);
-            const int32_t end = kernels::split_panels(matrix, part + 1, parts);
-            if (begin < end) units.push_back({m, begin, end});
-        }
+// The first of all members' panels from which on at least `bytes` of theirs lie behind.
+int32_t panel_at(const std::vector<const PackedMatrix*>& matrices, uint64_t bytes) {
+    int32_t low = 0, high = matrices.front()->panels;
+    while (low < high) {
+        const int32_t middle = (low + high) / 2;
+        uint64_t before = 0;
+        for (const PackedMatrix* matrix : matrices) before += matrix->offset[middle];
+        (before < bytes ? low : high) = before < bytes ? middle + 1 : middle;
     }
+    return low;
+}
+
+// Units of matrices that have their panels together, each about `target` bytes.
+void split(const std::vector<const PackedMatrix*>& matrices, size_t member, size_t target, int threads,
+           std::vector<Unit>& units) {
+    const int32_t panels = matrices.front()->panels;
+    size_t bytes = 0;
+    for (const PackedMatrix* matrix : matrices) bytes += matrix->offset[panels];
+    const auto wanted = static_cast<int32_t>((bytes + target / 2) / target);
+    const int32_t parts = std::clamp(threads == 1 ? 1 : wanted, 1, panels);
+    for (int32_t part = 0, begin = 0; part < parts; ++part) {
+        const int32_t end = part + 1 == parts ? panels : panel_at(matrices, bytes / static_cast<size_t>(parts) * static_cast<size_t>(part + 1));
+        if (begin < end) units.push_back({member, begin, end});
+        begin = end;
+    }
+}
+
+// By bytes to read; a gate's members go together.
+std::vector<Unit> split(const LinearPhase& phase, int threads) {
+    std::vector<const PackedMatrix*> matrices;
+    size_t total = 0;
+    for (const Member& member : phase.members) {
+        matrices.push_back(member.matrix);
+        total += member.matrix->bytes;
+    }
+    const size_t target = std::max(kUnitBytes, total / (kUnitsPerThread * static_cast<size_t>(threads)));
+    std::vector<Unit> units;
+    if (phase.gate)
+        split(matrices, 0, target, threads, units);
+    else
+        for (size_t m = 0; m < matrices.size(); ++m) split({matrices[m]}, m, target, threads, units);
     return units;
 }
 
 std::vector<Range> ranges(const LinearPhase& phase) {
     std::vector<Range> found;
     for (const Unit& unit : phase.units) {
-        const PackedMatrix& matrix = *phase.members[unit.member].matrix;
-        const auto* data = reinterpret_cast<const char*>(matrix.data);
-        found.push_back({data + matrix.offset[unit.begin], matrix.offset[unit.end] - matrix.offset[unit.begin]});
+        const size_t last = phase.gate ? phase.members.size() : unit.member + 1;
+        for (size_t m = unit.member; m < last; ++m) {
+            const PackedMatrix& matrix = *phase.members[m].matrix;
+            const auto* data = reinterpret_cast<const char*>(matrix.data);
+            found.push_back({data + matrix.offset[unit.begin], matrix.offset[unit.end] - matrix.offset[unit.begin]});
+        }
     }
     return found;
 }
@@ -50,7 +79,7 @@ public:
     Plan run() {
         lay_out_caches();
         schedule();
-        for (position_ = 0; position_ < items_.size(); ++position_) emit(items_[position_]);
+        for (; position_ < items_.size(); ++position_) emit(items_[position_]);
         return std::move(plan_);
     }
 
@@ -226,17 +255,32 @@ private:
         return plan_.inputs.size() - 1;
     }
 
-    void linears(const Item& item) {
+    // The gate that comes next, if it reads the two linears of this item, which nobody else does.
+    const GateOp* gate_of(const Item& item) const {
+        if (item.size() != 2 || position_ + 1 == items_.size()) return nullptr;
+        const auto* gate = std::get_if<GateOp>(items_[position_ + 1].front());
+        if (!gate) return nullptr;
+        const std::string &a = std::get<LinearOp>(*item[0]).out, &b = std::get<LinearOp>(*item[1]).out;
+        const bool both = (gate->gate == a && gate->up == b) || (gate->gate == b && gate->up == a);
+        return both && last_use_.at(a) == position_ + 1 && last_use_.at(b) == position_ + 1 ? gate : nullptr;
+    }
+
+    void linears(Item item) {
         LinearPhase phase;
         const size_t first = plan_.inputs.size();
+        const GateOp* gate = gate_of(item);
+        if (gate && std::get<LinearOp>(*item[0]).out != gate->gate) std::swap(item[0], item[1]);
         for (const Op* op : item) {
             const auto& o = std::get<LinearOp>(*op);
             const PackedMatrix& matrix = graph_.weights.matrices.at(o.weight);
             const size_t from = input(matrix, o.in, first);
-            phase.members.push_back({&matrix, vector(o.bias), from, out(o.out)});
+            phase.members.push_back({&matrix, vector(o.bias), from, gate ? -1 : out(o.out)});
         }
+        // Before what is read goes: other threads still read it.
+        if (gate) phase.gate = Gate{gate->kind, out(gate->out)};
         release(*item.front());
-        phase.units = split(phase.members, threads_);
+        if (gate) ++position_;
+        phase.units = split(phase, threads_);
         phase.weights = ranges(phase);
         plan_.phases.emplace_back(std::move(phase));
     }
@@ -255,7 +299,7 @@ private:
         const PackedMatrix& matrix = graph_.weights.matrices.at(o.weight);
         plan_.inputs.push_back({matrix.input, in(o.in), matrix.k});
         plan_.head.members.push_back({&matrix, vector(o.bias), plan_.inputs.size() - 1, -1});
-        plan_.head.units = split(plan_.head.members, threads_);
+        plan_.head.units = split(plan_.head, threads_);
         plan_.head.weights = ranges(plan_.head);
     }
 };

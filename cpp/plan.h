@@ -2,10 +2,11 @@
 //
 // A token phase is a run of ops that treat every token alone (one thread takes a token through all
 // of them); a linear phase is every linear that reads one value, as one fork-join; an attention
-// phase stores keys and values, then attends. Buffers are shared by values that never live at the
-// same time.
+// phase stores keys and values, then attends. A gate right after its two linears is part of their
+// phase. Buffers are shared by values that never live at the same time.
 #pragma once
 
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -65,13 +66,19 @@ struct Member {
     const kernels::PackedMatrix* matrix;
     const float* bias;  // or null
     size_t input;
-    Slot out;
+    Slot out;  // unless a gate takes the value
 };
 
-// Panels [begin, end) of one member: what a thread takes at a time.
+// Panels [begin, end) of one member, or of both that a gate reads: what a thread takes at a time.
 struct Unit {
     size_t member;
     int32_t begin, end;
+};
+
+// curve(members[0]) * members[1], taken where these were computed; their values are kept nowhere.
+struct Gate {
+    ops::Curve curve;
+    Slot out;
 };
 
 struct TokenPhase {
@@ -79,6 +86,7 @@ struct TokenPhase {
 };
 struct LinearPhase {
     std::vector<Member> members;
+    std::optional<Gate> gate;
     std::vector<Unit> units;
     std::vector<Range> weights;  // of the units
 };

@@ -172,14 +172,21 @@ struct Pool::State {
         }
     }
 
-    // Its own share, then what is left of others'.
-    void work_off(int thread) {
+    // Its own share, then what is left of others'. These get some time first: what their units read is in their caches.
+    void work_off(int thread, Clock::time_point began) {
         while (take(thread, thread)) {
         }
+        const auto finished = Clock::now();
+        const auto patient = finished + (finished - began) / 4;
         const int others = active.load(std::memory_order_relaxed);
         for (int i = 1; i < others; ++i) {
             const int from = (thread + i) % others;
-            while (take(from, thread)) {
+            while (has_work(from)) {
+                if (has_work(thread)) return;  // of the next job
+                if (Clock::now() < patient)
+                    relax();
+                else
+                    take(from, thread);
             }
         }
     }
@@ -197,13 +204,14 @@ struct Pool::State {
 
     void work(int thread) {
         Thread& self = of(thread);
-        auto since = Clock::now();
+        auto since = Clock::now(), now = since;
         while (!stop.load(std::memory_order_relaxed)) {
             if (has_work(thread)) {
-                work_off(thread);
+                work_off(thread, now);
                 since = Clock::now();
             }
-            const auto spun = Clock::now() - since;
+            now = Clock::now();
+            const auto spun = now - since;
             if (spun < kSpin) {
                 if (fetch(thread)) continue;
                 if (spun > kEager) std::this_thread::yield();
@@ -214,7 +222,7 @@ struct Pool::State {
             self.asleep.store(true);
             wake.wait(lock, [&] { return stop.load() || has_work(thread); });
             self.asleep.store(false);
-            since = Clock::now();
+            since = now = Clock::now();
         }
     }
 
@@ -341,7 +349,7 @@ void Pool::share_out(Task task, const void* context, int64_t first, int64_t unit
         state.of(thread).share.store(State::packed(state.jobs, begin, end), std::memory_order_release);
     }
     state.rouse(active_);
-    state.work_off(0);
+    state.work_off(0, began);
     const auto finished = Clock::now();
     // Units are small, so a worker in time needs much less than the caller did.
     const auto late = finished + (finished - began) / 2 + kLate;

@@ -5,19 +5,11 @@
 namespace paring::kernels {
 namespace {
 
-struct Sizes {
-    size_t stride, groups, plane, wide, side;
-};
+size_t plane_bytes(int32_t k) { return round_up(static_cast<size_t>(k), kAlignment); }
 
-Sizes sizes(const InputSpec& spec, int32_t m, int32_t k) {
-    const size_t tokens = static_cast<size_t>(m), columns = static_cast<size_t>(k);
-    Sizes s;
-    s.stride = round_up(columns, kAlignment);
-    s.groups = spec.group == 0 ? 1 : (columns + static_cast<size_t>(spec.group) - 1) / static_cast<size_t>(spec.group);
-    s.plane = tokens * s.stride + kAlignment;
-    s.wide = round_up(tokens * s.stride * 2, kAlignment) + kAlignment;
-    s.side = round_up(tokens * s.groups * 4, kAlignment);
-    return s;
+size_t group_count(const InputSpec& spec, int32_t k) {
+    const auto columns = static_cast<size_t>(k), group = static_cast<size_t>(spec.group);
+    return group == 0 ? 1 : (columns + group - 1) / group;
 }
 
 }  // namespace
@@ -26,13 +18,15 @@ bool same_input(const InputSpec& a, const InputSpec& b) {
     return a.mode == b.mode && a.group == b.group && a.scale == b.scale && a.zero_point == b.zero_point;
 }
 
-size_t activation_bytes(const InputSpec& spec, int32_t m, int32_t k) {
+size_t activation_bytes(const InputSpec& spec, int32_t k) {
     if (spec.mode == InputMode::f32) return 0;
-    const Sizes s = sizes(spec, m, k);
-    return 2 * s.plane + s.wide + 2 * s.side;
+    const size_t bytes = 4 * plane_bytes(k) + round_up(8 * group_count(spec, k), kAlignment);
+    // An odd number of lines: the same columns of some tokens then are in different sets of a cache.
+    return bytes / kAlignment % 2 == 0 ? bytes + kAlignment : bytes;
 }
 
-Activations bind_activations(void* memory, const InputSpec& spec, const float* x, size_t ldx, int32_t m, int32_t k) {
+Activations bind_activations(void* memory, size_t stride, const InputSpec& spec, const float* x, size_t ldx, int32_t m,
+                             int32_t k) {
     Activations a{};
     a.spec = spec;
     a.m = m;
@@ -42,15 +36,16 @@ Activations bind_activations(void* memory, const InputSpec& spec, const float* x
     a.x = x;
     a.ldx = ldx;
     if (spec.mode == InputMode::f32) return a;
-    const Sizes s = sizes(spec, m, k);
-    a.groups = static_cast<int32_t>(s.groups);
-    a.stride = s.stride;
-    auto* at = static_cast<uint8_t*>(memory);
-    a.hi = reinterpret_cast<int8_t*>(at);
-    a.lo = reinterpret_cast<int8_t*>(at + s.plane);
-    a.wide = reinterpret_cast<int16_t*>(at + 2 * s.plane);
-    a.scale = reinterpret_cast<float*>(at + 2 * s.plane + s.wide);
-    a.sum = reinterpret_cast<int32_t*>(at + 2 * s.plane + s.wide + s.side);
+    a.groups = static_cast<int32_t>(group_count(spec, k));
+    a.plane = plane_bytes(k);
+    a.stride = stride;
+    a.wide_stride = stride / sizeof *a.wide;
+    a.side = stride / sizeof *a.scale;
+    a.hi = static_cast<int8_t*>(memory);
+    a.lo = a.hi + a.plane;
+    a.wide = reinterpret_cast<int16_t*>(a.lo + a.plane);
+    a.scale = reinterpret_cast<float*>(a.lo + 3 * a.plane);
+    a.sum = reinterpret_cast<int32_t*>(a.scale + a.groups);
     return a;
 }
 

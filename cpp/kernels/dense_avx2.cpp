@@ -21,8 +21,8 @@ void bytes_tile(const Place& at, size_t header) {
     const int16_t* q[T];
     const int32_t* input_sums[T];
     for (int t = 0; t < T; ++t) {
-        q[t] = at.x.wide + static_cast<size_t>(at.first + t) * at.x.stride;
-        input_sums[t] = at.x.sum + static_cast<size_t>(at.first + t) * at.x.groups;
+        q[t] = at.x.wide + static_cast<size_t>(at.first + t) * at.x.wide_stride;
+        input_sums[t] = at.x.sum + static_cast<size_t>(at.first + t) * at.x.side;
     }
     const __m256i zero = _mm256_setzero_si256();
     tile<T>(at, [&](int32_t g, int32_t j, int32_t last, __m256i sums[T][2]) {

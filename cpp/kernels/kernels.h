@@ -146,12 +146,16 @@ struct Activations {
     int32_t groups;    // ceil(k / spec.group), or 1
     const float* x;    // [m, ldx]: the float input itself (borrowed, not copied)
     size_t ldx;
-    size_t stride;     // bytes between tokens in hi and lo (elements in wide): padded rounded up to 64
-    int8_t* hi;        // [m, stride]  q, or for int16 the high plane: q = 128 * hi + lo
-    int8_t* lo;        // [m, stride]  int16 only: low plane, -64 .. 63
-    int16_t* wide;     // [m, stride]  q itself
-    float* scale;      // [m, groups]
-    int32_t* sum;      // [m, groups]  sum of q over the group
+    // What is a token's lies together, so that threads with tokens of their own never share a cache line.
+    size_t plane;        // columns of a plane: padded rounded up to 64
+    size_t stride;       // from token to token in hi and lo; bytes
+    size_t wide_stride;  // the same in elements of wide,
+    size_t side;         // and of scale and sum
+    int8_t* hi;          // [m, plane]  q, or for int16 the high plane: q = 128 * hi + lo
+    int8_t* lo;          // [m, plane]  int16 only: low plane, -64 .. 63
+    int16_t* wide;       // [m, plane]  q itself, for rows that read it
+    float* scale;        // [m, groups]
+    int32_t* sum;        // [m, groups]  sum of q over the group
 };
 
 // x -> the planes of `out`, which bind_activations has laid out. Any x: a token (group) with an Inf or NaN gets
@@ -167,6 +171,7 @@ using RunFn = void (*)(const PackedMatrix& w, const Activations& x, float* y, si
 struct KernelRow {
     const char* name;
     uint32_t features;  // every bit must be in cpu_features()
+    bool wide;          // its kernels read Activations::wide
     QuantizeFn quantize;
     RunFn run[static_cast<size_t>(Layout::count)];  // null: this row never chooses that layout
     // Cycles to decode and multiply 64 weights of each layout for one token, in cache (of lists: one vector): what
@@ -188,10 +193,12 @@ const char* layout_name(Layout layout);
 
 bool same_input(const InputSpec& a, const InputSpec& b);
 
-// Memory for the input of up to m tokens of k columns, 64-byte aligned by the caller.
-size_t activation_bytes(const InputSpec& spec, int32_t m, int32_t k);
-// Lays the planes out in `memory` (activation_bytes long). For InputMode::f32 nothing is needed (memory may be null).
-Activations bind_activations(void* memory, const InputSpec& spec, const float* x, size_t ldx, int32_t m, int32_t k);
+// Memory for the input of one token of k columns; 0 for InputMode::f32, which needs none.
+size_t activation_bytes(const InputSpec& spec, int32_t k);
+// Lays the planes out in `memory`, 64-byte aligned, `stride` bytes for each token: activation_bytes or, to have tokens of
+// several inputs in the same places, more, a multiple of 64.
+Activations bind_activations(void* memory, size_t stride, const InputSpec& spec, const float* x, size_t ldx, int32_t m,
+                             int32_t k);
 
 // Scratch one thread needs for run on this matrix, whatever m.
 size_t run_scratch_bytes(const PackedMatrix& matrix);

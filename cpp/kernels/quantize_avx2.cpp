@@ -33,7 +33,7 @@ void store_bytes(int8_t* to, __m128i words) {
 }
 
 // Sum of q over columns [first, last) of one token; last is rounded up to 16, what lies past it becomes 0.
-int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t first, int32_t last, float scale) {
+int32_t quantize_span(const Activations& out, size_t t, const float* x, int32_t first, int32_t last, float scale) {
     const bool fine = out.spec.mode == InputMode::int16;
     const __m256 divisor = _mm256_set1_ps(scale);
     const __m256 limit = _mm256_set1_ps(fine ? 16256.0F : 512.0F), lower = _mm256_set1_ps(fine ? -16256.0F : -512.0F);
@@ -50,8 +50,8 @@ int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t
             q = _mm256_and_si256(live, _mm256_max_epi32(_mm256_min_epi32(q, top), bottom));
         }
         sum = _mm256_add_epi32(sum, q);
-        const size_t to = at + static_cast<size_t>(j);
-        _mm_store_si128(reinterpret_cast<__m128i*>(out.wide + to), to_words(q));
+        const size_t to = t * out.stride + static_cast<size_t>(j);
+        _mm_store_si128(reinterpret_cast<__m128i*>(out.wide + t * out.wide_stride + j), to_words(q));
         __m256i high = q;
         if (fine) {
             high = _mm256_srai_epi32(_mm256_add_epi32(q, _mm256_set1_epi32(64)), 7);

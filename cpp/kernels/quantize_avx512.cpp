@@ -18,12 +18,13 @@ int32_t largest_bits(const float* x, int32_t count) {
 }
 
 // Sum of q over columns [first, last) of one token; last is rounded up to 16, what lies past it becomes 0.
-int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t first, int32_t last, float scale) {
+int32_t quantize_span(const Activations& out, size_t t, const float* x, int32_t first, int32_t last, float scale) {
     const bool fine = out.spec.mode == InputMode::int16;
     const __m512 divisor = _mm512_set1_ps(scale);
     const __m512 limit = _mm512_set1_ps(fine ? 16256.0F : 512.0F), lower = _mm512_set1_ps(fine ? -16256.0F : -512.0F);
     const __m512i zero_point = _mm512_set1_epi32(out.spec.zero_point);
     const __m512i top = _mm512_set1_epi32(fine ? 16256 : 127), bottom = _mm512_set1_epi32(fine ? -16256 : -128);
+    int8_t *hi = out.hi + t * out.stride, *lo = out.lo + t * out.stride;
     __m512i sum = _mm512_setzero_si512();
     for (int32_t j = first; j < last; j += 16) {
         const __mmask16 live = lanes(last - j);
@@ -35,15 +36,13 @@ int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t
             q = _mm512_maskz_max_epi32(live, _mm512_min_epi32(q, top), bottom);
         }
         sum = _mm512_add_epi32(sum, q);
-        const size_t to = at + static_cast<size_t>(j);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(out.wide + to), _mm512_cvtepi32_epi16(q));
         __m512i high = q;
         if (fine) {
             high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7);
             const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 7));
-            _mm_store_si128(reinterpret_cast<__m128i*>(out.lo + to), _mm512_cvtepi32_epi8(low));
+            _mm_store_si128(reinterpret_cast<__m128i*>(lo + j), _mm512_cvtepi32_epi8(low));
         }
-        _mm_store_si128(reinterpret_cast<__m128i*>(out.hi + to), _mm512_cvtepi32_epi8(high));
+        _mm_store_si128(reinterpret_cast<__m128i*>(hi + j), _mm512_cvtepi32_epi8(high));
     }
     return _mm512_reduce_add_epi32(sum);
 }

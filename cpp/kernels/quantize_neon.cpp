@@ -30,7 +30,7 @@ void store_bytes(int8_t* to, int32x4_t q) {
 }
 
 // Sum of q over columns [first, last) of one token; last is rounded up to 16, what lies past it becomes 0.
-int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t first, int32_t last, float scale) {
+int32_t quantize_span(const Activations& out, size_t t, const float* x, int32_t first, int32_t last, float scale) {
     const bool fine = out.spec.mode == InputMode::int16;
     const float32x4_t divisor = vdupq_n_f32(scale), limit = vdupq_n_f32(fine ? 16256.0F : 512.0F);
     const int32x4_t zero_point = vdupq_n_s32(out.spec.zero_point), lane = {0, 1, 2, 3};
@@ -45,8 +45,7 @@ int32_t quantize_span(const Activations& out, const float* x, size_t at, int32_t
             q = vandq_s32(q, vreinterpretq_s32_u32(vcltq_s32(lane, vdupq_n_s32(last - j))));
         }
         sum = vaddq_s32(sum, q);
-        const size_t to = at + static_cast<size_t>(j);
-        vst1_s16(out.wide + to, vmovn_s32(q));
+        const size_t to = t * out.stride + static_cast<size_t>(j);
         int32x4_t high = q;
         if (fine) {
             high = vshrq_n_s32(vaddq_s32(q, vdupq_n_s32(64)), 7);

@@ -49,8 +49,8 @@ float integer_output(const PackedMatrix& w, const Activations& x, int32_t panel,
     const auto* scale = reinterpret_cast<const float*>(data);
     const auto* halves = reinterpret_cast<const uint16_t*>(data);
     const auto* footer = reinterpret_cast<const float*>(data + w.header - 64);
-    const int16_t* q = x.wide + static_cast<size_t>(t) * x.stride;
-    const float* scale_x = x.scale + static_cast<size_t>(t) * x.groups;
+    const int16_t* q = x.wide + static_cast<size_t>(t) * x.wide_stride;
+    const float* scale_x = x.scale + static_cast<size_t>(t) * x.side;
     if (w.group == 0) {
         const int32_t row_sum = reinterpret_cast<const int32_t*>(footer)[r];
         const int32_t acc = dot(q, row, x.padded) - x.spec.zero_point * row_sum;
@@ -84,22 +84,23 @@ void quantize_reference(const Activations& out, int32_t begin, int32_t end) {
     for (int32_t t = begin; t < end; ++t) {
         const float* x = out.x + static_cast<size_t>(t) * out.ldx;
         const size_t at = static_cast<size_t>(t) * out.stride;
-        std::memset(out.hi + at, 0, out.stride);
-        std::memset(out.lo + at, 0, out.stride);
-        std::memset(out.wide + at, 0, out.stride * 2);
+        int16_t* wide = out.wide + static_cast<size_t>(t) * out.wide_stride;
+        std::memset(out.hi + at, 0, out.plane);
+        std::memset(out.lo + at, 0, out.plane);
+        std::memset(wide, 0, out.plane * 2);
         for (int32_t g = 0; g < out.groups; ++g) {
             const int32_t first = g * span, last = std::min(out.k, first + span);
             const float scale = fine ? choose_scale(out.spec, x, first, last) : choose_scale(out.spec, x, 0, out.k);
             int32_t sum = 0;
             for (int32_t j = first; j < last; ++j) {
                 const int32_t q = quantize_one(out.spec, x[j], scale), high = fine ? (q + 64) >> 7 : q;
-                out.wide[at + j] = static_cast<int16_t>(q);
+                wide[j] = static_cast<int16_t>(q);
                 out.hi[at + j] = static_cast<int8_t>(high);
                 if (fine) out.lo[at + j] = static_cast<int8_t>(q - high * 128);
                 sum += q;
             }
-            out.scale[static_cast<size_t>(t) * out.groups + g] = scale;
-            out.sum[static_cast<size_t>(t) * out.groups + g] = sum;
+            out.scale[static_cast<size_t>(t) * out.side + g] = scale;
+            out.sum[static_cast<size_t>(t) * out.side + g] = sum;
         }
     }
 }

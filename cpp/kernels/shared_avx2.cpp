@@ -58,7 +58,7 @@ int32_t gather(const Place& at, const uint8_t* masks, int32_t j, int32_t last, i
         __builtin_memcpy(&mask, masks + j / 8, 4);
         for (; mask != 0; mask &= mask - 1, ++count)
             for (int t = 0; t < T; ++t) {
-                const int16_t* from = at.x.wide + static_cast<size_t>(at.first + t) * at.x.stride + j;
+                const int16_t* from = at.x.wide + static_cast<size_t>(at.first + t) * at.x.wide_stride + j;
                 to[static_cast<size_t>(t) * stride + count] = from[__builtin_ctz(mask)];
             }
     }

@@ -100,11 +100,12 @@ struct WordsInOrder : Words {
     }
 };
 
-// A plane of inputs in that order.
-void reorder(const int8_t* from, size_t bytes, int8_t* to) {
+// Planes of all tokens in that order, one behind the other.
+void reorder(const Activations& x, const int8_t* from, int8_t* to) {
     const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
-    for (size_t i = 0; i < bytes; i += 64)
-        _mm512_store_si512(to + i, _mm512_shuffle_epi8(_mm512_load_si512(from + i), order));
+    for (int32_t t = 0; t < x.m; ++t, from += x.stride, to += x.plane)
+        for (size_t i = 0; i < x.plane; i += 64)
+            _mm512_store_si512(to + i, _mm512_shuffle_epi8(_mm512_load_si512(from + i), order));
 }
 
 }  // namespace
@@ -112,12 +113,12 @@ void reorder(const int8_t* from, size_t bytes, int8_t* to) {
 PARING_RUN(run_i4_words_avx512_vbmi2) {
     if (x.m != 1 && x.m != 2 && x.m != 4 && x.m != 8)
         return run_decoded<WordsInOrder>(w, x, y, ldy, begin, end, static_cast<uint8_t*>(scratch));
-    const size_t bytes = static_cast<size_t>(x.m) * x.stride;
     Activations reordered = x;
+    reordered.stride = x.plane;
     reordered.hi = static_cast<int8_t*>(scratch);
-    reordered.lo = reordered.hi + bytes;
-    reorder(x.hi, bytes, reordered.hi);
-    if (x.spec.mode == InputMode::int16) reorder(x.lo, bytes, reordered.lo);
+    reordered.lo = reordered.hi + static_cast<size_t>(x.m) * x.plane;
+    reorder(x, x.hi, reordered.hi);
+    if (x.spec.mode == InputMode::int16) reorder(x, x.lo, reordered.lo);
     if (x.m > 1) return run_direct<Words>(w, reordered, y, ldy, begin, end);
     for (int32_t p = begin; p < end; ++p) {
         prefetch_start(view(w, p).body, w.header);

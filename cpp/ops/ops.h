@@ -90,7 +90,9 @@ struct OpsRow {
     void (*rope)(const float* x, const float* cos, const float* sin, int64_t heads,
                  int64_t head_dim, int64_t half, bool interleaved, float* y);
     void (*activation)(Curve curve, const float* x, int64_t n, float* y);
-    void (*gate)(Curve curve, const float* gate, const float* up, int64_t n, float* y);
+    // `rows` rows of n: curve(gate) * up. Rows of gate and up are `from` floats apart, those of y `to`.
+    void (*gate)(Curve curve, const float* gate, const float* up, int64_t from, int64_t n, int64_t rows, float* y,
+                 int64_t to);
     void (*add)(const float* a, const float* b, int64_t n, float* y);
     // Puts one kv head of one token (k, v: [head_dim]) into slot `slot` of its page.
     void (*store)(const KvLayout& layout, uint8_t* page, int64_t kv_head, int64_t slot,

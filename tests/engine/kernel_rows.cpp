@@ -123,9 +123,9 @@ Memory garbage(size_t bytes) {
 
 // The output, then everything quantize wrote.
 std::vector<uint8_t> outcome(const KernelRow& row, const PackedMatrix& w, const std::vector<float>& x, int32_t m) {
-    const Memory memory = garbage(activation_bytes(w.input, m, w.k)), scratch = garbage(run_scratch_bytes(w));
+    const Memory memory = garbage(static_cast<size_t>(m) * activation_bytes(w.input, w.k)), scratch = garbage(run_scratch_bytes(w));
     const auto k = static_cast<size_t>(w.k), n = static_cast<size_t>(w.n), tokens = static_cast<size_t>(m);
-    const Activations a = bind_activations(memory.get(), w.input, x.data(), k, m, w.k);
+    const Activations a = bind_activations(memory.get(), activation_bytes(w.input, w.k), w.input, x.data(), k, m, w.k);
     std::vector<float> y(tokens * n, -1);
     if (w.input.mode != InputMode::f32) row.quantize(a, 0, m);
     for (int32_t part = 0; part < 2; ++part)
@@ -139,8 +139,12 @@ std::vector<uint8_t> outcome(const KernelRow& row, const PackedMatrix& w, const 
             out.insert(out.end(), static_cast<const uint8_t*>(from), static_cast<const uint8_t*>(from) + count);
         };
         add(a.hi + t * a.stride, static_cast<size_t>(a.padded));
-        add(a.wide + t * a.stride, static_cast<size_t>(a.padded) * 2);
         if (w.input.mode == InputMode::int16) add(a.lo + t * a.stride, static_cast<size_t>(a.padded));
+        for (size_t j = 0; j < static_cast<size_t>(a.padded); ++j) {
+            const int8_t* hi = a.hi + t * a.stride;
+            const auto q = static_cast<int16_t>(w.input.mode == InputMode::int16 ? hi[j] * 128 + a.lo[t * a.stride + j] : hi[j]);
+            add(row.wide ? &a.wide[t * a.wide_stride + j] : &q, sizeof q);
+        }
     }
     return out;
 }

@@ -51,7 +51,7 @@ void elementwise(const OpsRow& row, Random& random) {
         for (Curve curve : {Curve::silu, Curve::gelu_tanh, Curve::relu}) {
             row.activation(curve, x.data(), n, y.data());
             print("activation " + std::to_string(static_cast<int>(curve)) + size, y);
-            row.gate(curve, x.data(), w.data(), n, y.data());
+            row.gate(curve, x.data(), w.data(), 0, n, 1, y.data(), 0);
             print("gate " + std::to_string(static_cast<int>(curve)) + size, y);
         }
         row.add(x.data(), w.data(), n, y.data());

@@ -371,7 +371,7 @@ def test_inputs_are_quantized_by_the_formula(row: str) -> None:
         assert same_bits(found["scale"], scale)
         assert np.array_equal(found["q"][:, :k], q)
         assert not found["q"][:, k:].any()
-        assert np.array_equal(found["planes"], found["q"])
+        assert np.array_equal(found["wide"], found["q"])
         assert np.array_equal(found["sum"][:, 0], q.sum(axis=1))
 
 
@@ -391,7 +391,7 @@ def test_rows_quantize_inputs_alike(row: str, mode: str, group: int) -> None:
             assert same_bits(found[part], values), (k, part)
         if mode == "int16":
             assert np.abs(expected["q"]).max() <= 16256
-            assert np.array_equal(expected["q"], expected["planes"])
+            assert np.array_equal(expected["q"], expected["wide"])
 
 
 @pytest.mark.parametrize("row", ROWS)
