@@ -219,21 +219,36 @@ PARING_INLINE uint16_t to_half(float value) {
     return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + odd) >> 13));
 }
 
-// A fixed tree, so that every row of the table sums alike.
+// The lanes joined by a fixed tree, so that every row of the table sums alike: lane i with lane i + 8, and so on.
+typedef float Eight __attribute__((vector_size(32)));
+typedef float Four __attribute__((vector_size(16)));
+template <class Join>
+PARING_INLINE float joined(const Lanes& lanes, const Join& join) {
+    Eight eight[2];
+    memcpy(eight, &lanes, sizeof eight);
+#if defined(__AVX512F__)  // else through memory
+    eight[0] = (Eight)_mm512_maskz_extractf32x8_ps(0xff, (__m512)lanes.part[0], 0);
+    eight[1] = (Eight)_mm512_maskz_extractf32x8_ps(0xff, (__m512)lanes.part[0], 1);
+#endif
+    const Eight half = join(eight[0], eight[1]);
+    Four four[2];
+    memcpy(four, &half, sizeof four);
+#if defined(__AVX2__)
+    four[0] = (Four)_mm256_castps256_ps128((__m256)half);
+    four[1] = (Four)_mm256_extractf128_ps((__m256)half, 1);
+#endif
+    Four found = join(four[0], four[1]);
+    found = join(found, Four{found[2], found[3], found[2], found[3]});
+    found = join(found, Four{found[1], found[1], found[1], found[1]});
+    return found[0];
+}
+
 PARING_INLINE float sum(const Lanes& lanes) {
-    float part[16];
-    store(part, lanes);
-    for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) part[i] += part[i + width];
-    return part[0];
+    return joined(lanes, [](const auto& a, const auto& b) __attribute__((always_inline)) { return a + b; });
 }
 
 PARING_INLINE float largest(const Lanes& lanes) {
-    float part[16];
-    store(part, lanes);
-    for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) part[i] = part[i] < part[i + width] ? part[i + width] : part[i];
-    return part[0];
+    return joined(lanes, [](const auto& a, const auto& b) __attribute__((always_inline)) { return a < b ? b : a; });
 }
 
 // e^x within 2 ulp (Cephes expf); 0 below -87.3. Above 88 infinite, or where that is not asked for anything.
