@@ -391,6 +391,10 @@ void Decoder::run(const AttentionPhase& phase) {
         });
     for (size_t i = 0; i < spans.size(); ++i) {
         attentions_[i] = attention(phase, spans[i]);
+        if (i + 1 < spans.size()) {
+            attentions_[i].next = spans[i + 1].cache->pages()[0] + phase.layout.offset;
+            attentions_[i].next_count = spans[i + 1].position + spans[i + 1].count;
+        }
         for (int64_t head = 0; head < kv_heads; ++head)
             unfinished(i, head).store(static_cast<int32_t>(spans[i].key_chunks), std::memory_order_relaxed);
     }

@@ -72,6 +72,9 @@ struct Attention {
     // [padded head_dim] weighted values, then the maximum and the sum of the exponentials.
     float* partial;
     int64_t chunks;
+    // The block of keys and values that is read after this sequence's, and how many tokens its page has; or null.
+    const uint8_t* next;
+    int64_t next_count;
 
     constexpr int64_t partial_width() const { return layout.padded() + 2; }
     float* partial_at(int64_t token, int64_t head, int64_t chunk) const {
