@@ -37,6 +37,7 @@ from tables import put
 from paring.engine import _core
 
 PROBE_BYTES = 2**28  # far more than a cache holds
+TRIPS = 20_000
 LIMIT = 3600  # seconds for one process
 
 Row = dict[str, Any]
@@ -121,13 +122,14 @@ class Runner:
 
     def measure(self, case: Case, threads: int, turn: int) -> None:
         lengths = [*map(str, case.shape.prefill)]
+        exchange = round_trip()
         settings = ["--threads", threads, "--prompt", case.length, "--tokens", case.shape.tokens]
         answer = self._run(
             case, [*map(str, settings), *(["--prefill", *lengths] if lengths else [])]
         )
         if answer is not None:
             key = {"part": case.part, "model": case.shape.name, "case": case.name}
-            key |= {"prompt": case.length, "threads": threads, "round": turn}
+            key |= {"prompt": case.length, "threads": threads, "round": turn, "exchange": exchange}
             self.results.add(**key, tokens=case.shape.tokens, **json.loads(answer))
 
     def _run(self, case: Case, arguments: list[str]) -> str | None:
@@ -164,6 +166,12 @@ class Runner:
             last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:]
             return last[0] if last else f"exit code {done.returncode}", ""
         return "", done.stdout
+
+
+def round_trip() -> float:
+    """Nanoseconds that a cache line takes to another core and back; on a virtual machine it changes within minutes."""
+    kernels: Any = _core.kernels
+    return 1e9 * float(min(kernels.time_exchange(TRIPS))) / TRIPS
 
 
 def probe(results: Results, part: str, model: str, threads: int, turn: int) -> None:

@@ -24,12 +24,14 @@ Row = dict[str, Any]
 
 HEAD = """{machine}; measured {dates} by `python benchmarks/performance.py`, {rounds} rounds in which systems took
 turns, one process at a time. Medians over the rounds; ratios and shares are of one round. Batch 1, greedy, random
-prompts; prefill is of a new sequence. Read bandwidth, measured in every round: {bandwidth}.
+prompts; prefill is of a new sequence. Read bandwidth, measured in every round: {bandwidth}.{exchange}
 
 Bytes are those of the weights that one decoded token reads (of a peer: of its file). The share of the bandwidth is
 bytes times tokens/s over the bandwidth of the round. Paring's sparse graphs are pruned by magnitude, for their speed
 alone; what a pattern costs in accuracy is in [patterns.md](patterns.md) and [accuracy.md](accuracy.md).
 """
+EXCHANGE = """
+A cache line took {:.0f} to {:.0f} ns to another core and back, measured before each run."""
 DEEPSPARSE = """DeepSparse keeps a cache of 32 tokens outside, which flatters it, and has no prefill here. It stores
 weights in a form of its own; its bytes are counted as bits of a mask and kept weights."""
 
@@ -126,6 +128,7 @@ def page(rows: list[Row], picture: Path | None) -> str:
     if not results.found:
         return "Nothing was measured yet: `python benchmarks/performance.py`.\n"
     reads = (f"{results.bandwidth_at(n) / 1e9:.1f} GB/s on {n}" for n in results.threads)
+    trips = sorted(row["exchange"] for row in rows if "exchange" in row)
     dates = sorted({row["date"] for row in rows if "decode" in row})
     parts = [
         HEAD.format(
@@ -133,6 +136,7 @@ def page(rows: list[Row], picture: Path | None) -> str:
             dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
             rounds=1 + max(row["round"] for row in rows if "decode" in row),
             bandwidth=", ".join(reads).replace(" on 1", " on 1 thread", 1),
+            exchange=EXCHANGE.format(trips[0], trips[-1]) if trips else "",
         )
     ]
     if picture is not None and results.threads:

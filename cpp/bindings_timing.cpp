@@ -112,6 +112,19 @@ std::vector<double> time_reading(size_t bytes, int threads, int passes) {
     });
 }
 
+// Each pass sends one cache line `trips` times to another thread and back.
+std::vector<double> time_exchange(int trips, int passes) {
+    if (trips < 1 || passes < 1) throw std::invalid_argument("trips and passes must be at least 1");
+    alignas(64) std::atomic<int> ball{0};
+    py::gil_scoped_release release;
+    return timed(2, passes, [&](int thread) {
+        for (int trip = 0; trip < trips; ++trip) {
+            while (ball.load(std::memory_order_acquire) != thread) {}
+            ball.store(1 - thread, std::memory_order_release);
+        }
+    });
+}
+
 }  // namespace
 
 void bind_timing(py::module_& module) {
@@ -120,6 +133,8 @@ void bind_timing(py::module_& module) {
                "Seconds of each pass over all matrices (equal in shape and layout).");
     module.def("time_reading", &time_reading, py::arg("bytes"), py::arg("threads") = 1, py::arg("passes") = 5,
                "Seconds of each pass of reading so many bytes of memory.");
+    module.def("time_exchange", &time_exchange, py::arg("trips") = 10000, py::arg("passes") = 3,
+               "Seconds of each pass of sending a cache line so often to another thread and back.");
 }
 
 }  // namespace paring
