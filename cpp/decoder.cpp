@@ -298,7 +298,8 @@ void Decoder::gated(const LinearPhase& phase, const Unit& unit, int64_t begin, i
         for (size_t m = 0; m < 2; ++m) {
             const Member& member = phase.members[m];
             // Kernels count rows from the matrix's first one.
-            auto* out = reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(values[m]) - static_cast<size_t>(first) * sizeof(float));
+            const auto from = reinterpret_cast<uintptr_t>(values[m]) - static_cast<size_t>(first) * sizeof(float);
+            auto* out = reinterpret_cast<float*>(from);
             linear(member, panel, last, some(inputs_[member.input], begin, end), out, static_cast<size_t>(width), thread);
         }
         ops_.gate(phase.gate->curve, values[0], values[1], width, std::min(width, rows - first), end - begin,

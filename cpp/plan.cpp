@@ -14,47 +14,23 @@ using kernels::PackedMatrix;
 constexpr size_t kUnitBytes = 16384;  // a unit of less isn't worth handing out
 constexpr size_t kUnitsPerThread = 4;
 
-// The first of all members' panels from which on at least `bytes` of theirs lie behind.
-int32_t panel_at(const std::vector<const PackedMatrix*>& matrices, uint64_t bytes) {
-    int32_t low = 0, high = matrices.front()->panels;
-    while (low < high) {
-        const int32_t middle = (low + high) / 2;
-        uint64_t before = 0;
-        for (const PackedMatrix* matrix : matrices) before += matrix->offset[middle];
-        (before < bytes ? low : high) = before < bytes ? middle + 1 : middle;
-    }
-    return low;
-}
-
-// Units of matrices that have their panels together, each about `target` bytes.
-void split(const std::vector<const PackedMatrix*>& matrices, size_t member, size_t target, int threads,
-           std::vector<Unit>& units) {
-    const int32_t panels = matrices.front()->panels;
-    size_t bytes = 0;
-    for (const PackedMatrix* matrix : matrices) bytes += matrix->offset[panels];
-    const auto wanted = static_cast<int32_t>((bytes + target / 2) / target);
-    const int32_t parts = std::clamp(threads == 1 ? 1 : wanted, 1, panels);
-    for (int32_t part = 0, begin = 0; part < parts; ++part) {
-        const int32_t end = part + 1 == parts ? panels : panel_at(matrices, bytes / static_cast<size_t>(parts) * static_cast<size_t>(part + 1));
-        if (begin < end) units.push_back({member, begin, end});
-        begin = end;
-    }
-}
-
-// By bytes to read; a gate's members go together.
+// By bytes to read. A gate's two linears, of one shape, go together; the first one's bytes tell where.
 std::vector<Unit> split(const LinearPhase& phase, int threads) {
-    std::vector<const PackedMatrix*> matrices;
     size_t total = 0;
-    for (const Member& member : phase.members) {
-        matrices.push_back(member.matrix);
-        total += member.matrix->bytes;
-    }
+    for (const Member& member : phase.members) total += member.matrix->bytes;
     const size_t target = std::max(kUnitBytes, total / (kUnitsPerThread * static_cast<size_t>(threads)));
     std::vector<Unit> units;
-    if (phase.gate)
-        split(matrices, 0, target, threads, units);
-    else
-        for (size_t m = 0; m < matrices.size(); ++m) split({matrices[m]}, m, target, threads, units);
+    for (size_t m = 0; m < (phase.gate ? 1 : phase.members.size()); ++m) {
+        const PackedMatrix& matrix = *phase.members[m].matrix;
+        const size_t bytes = phase.gate ? total : matrix.bytes;
+        const auto wanted = static_cast<int32_t>((bytes + target / 2) / target);
+        const int32_t parts = std::clamp(threads == 1 ? 1 : wanted, 1, matrix.panels);
+        for (int32_t part = 0; part < parts; ++part) {
+            const int32_t begin = kernels::split_panels(matrix, part, parts);
+            const int32_t end = kernels::split_panels(matrix, part + 1, parts);
+            if (begin < end) units.push_back({m, begin, end});
+        }
+    }
     return units;
 }
 
