@@ -11,9 +11,11 @@ torch (torch, transformers), llamacpp (llama-cpp-python, gguf), openvino (torch,
 beside `--model` are generated in the work folder, and so are the peers' own files, once.
 
 Systems take turns, one process at a time; a round, at one count of threads, begins with the bandwidth probe and ends
-when all had their turn. Results are JSON lines; a case and round that the file has from this CPU, known by its name and
-its best kernel row, is not run again, one that failed is tried again at the next start. Ratios are of one round;
-medians over the rounds are shown. `--parts` with nothing after it only writes table and picture.
+when all had their turn. Virtual machines are moved within minutes, between cores that share a cache and cores that
+don't: a run waits until they are as far apart as when the round began. Results are JSON lines; a case and round that
+the file has from this CPU, known by its name and its best kernel row, is not run again, one that failed is tried again
+at the next start. Ratios are of one round; medians over the rounds are shown. `--parts` with nothing after it only
+writes table and picture.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,10 @@ from paring.engine import _core
 
 PROBE_BYTES = 2**28  # far more than a cache holds
 TRIPS = 20_000
+TRIES, PATIENCE = (
+    3,
+    240.0,
+)  # runs of a case, and seconds to wait, for cores that are as far apart as in the round
 LIMIT = 3600  # seconds for one process
 
 Row = dict[str, Any]
@@ -120,13 +127,18 @@ class Runner:
         """Let the peer make its own files."""
         self._run(case, ["--prepare"])
 
-    def measure(self, case: Case, threads: int, turn: int) -> None:
+    def measure(self, case: Case, threads: int, turn: int, usual: float) -> None:
+        """Where a round trip between cores takes as long as `usual`, if the machine comes back to that in time."""
         lengths = [*map(str, case.shape.prefill)]
-        exchange = round_trip()
         settings = ["--threads", threads, "--prompt", case.length, "--tokens", case.shape.tokens]
-        answer = self._run(
-            case, [*map(str, settings), *(["--prefill", *lengths] if lengths else [])]
-        )
+        for _ in range(TRIES):
+            settle(usual)
+            answer = self._run(
+                case, [*map(str, settings), *(["--prefill", *lengths] if lengths else [])]
+            )
+            exchange = round_trip()
+            if answer is None or alike(exchange, usual):
+                break
         if answer is not None:
             key = {"part": case.part, "model": case.shape.name, "case": case.name}
             key |= {"prompt": case.length, "threads": threads, "round": turn, "exchange": exchange}
@@ -174,6 +186,17 @@ def round_trip() -> float:
     return 1e9 * float(min(kernels.time_exchange(TRIPS))) / TRIPS
 
 
+def alike(a: float, b: float) -> bool:
+    return max(a, b) < 1.7 * min(a, b)
+
+
+def settle(usual: float) -> None:
+    """Wait until the cores are as far apart as usual, some minutes at most."""
+    until = time.monotonic() + PATIENCE
+    while not alike(round_trip(), usual) and time.monotonic() < until:
+        time.sleep(1)
+
+
 def probe(results: Results, part: str, model: str, threads: int, turn: int) -> None:
     """Bytes per second of reading memory; the first pass still writes back what filling it left in the caches."""
     kernels: Any = _core.kernels
@@ -202,10 +225,12 @@ def run(options: argparse.Namespace, results: Results) -> None:
             for case in dict.fromkeys(case for some in left.values() for case in some):
                 runner.prepare(case)
             for (turn, threads), some in left.items():
-                if some:
-                    probe(results, part, shape, threads, turn)
+                if not some:
+                    continue
+                probe(results, part, shape, threads, turn)
+                usual = round_trip()
                 for case in some:
-                    runner.measure(case, threads, turn)
+                    runner.measure(case, threads, turn, usual)
 
 
 def asked(case: Case, texts: list[str] | None) -> bool:

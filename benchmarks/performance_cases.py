@@ -159,15 +159,18 @@ SYSTEMS = [
     ),
     *systems(
         LARGE,
-        ["dense fp32", "dense int8", "dense int4", "70 % int8", "4:16 int4", "1x4 70 % int4"],
+        [
+            *("dense fp32", "dense int8", "dense int4", "70 % int8", "4:16 int4", "1x4 70 % int4"),
+            *("4:16 int4" + HEAD, "1x4 70 % int4" + HEAD),
+        ],
         ["torch FP32", Q8, Q4, "DeepSparse int8", sparse(70)],
         {
             "dense fp32": (("torch FP32", None),),
             "dense int8": ((Q8, None), ("DeepSparse int8", None)),
             "dense int4": ((Q4, None),),
-            "4:16 int4": ((Q4, 2.7),),
+            **dict.fromkeys(("4:16 int4", "4:16 int4" + HEAD), ((Q4, 2.7),)),
             "70 % int8": ((sparse(70), 1.15),),
-            "1x4 70 % int4": ((Q4, None),),
+            **dict.fromkeys(("1x4 70 % int4", "1x4 70 % int4" + HEAD), ((Q4, None),)),
         },
     ),
     *systems(

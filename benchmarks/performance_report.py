@@ -31,7 +31,7 @@ bytes times tokens/s over the bandwidth of the round. Paring's sparse graphs are
 alone; what a pattern costs in accuracy is in [patterns.md](patterns.md) and [accuracy.md](accuracy.md).
 """
 EXCHANGE = """
-A cache line took {:.0f} to {:.0f} ns to another core and back, measured before each run."""
+A cache line took {:.0f} to {:.0f} ns to another core and back, nearly the same in all runs of a round."""
 DEEPSPARSE = """DeepSparse keeps a cache of 32 tokens outside, which flatters it, and has no prefill here. It stores
 weights in a form of its own; its bytes are counted as bits of a mask and kept weights."""
 
