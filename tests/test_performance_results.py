@@ -89,7 +89,7 @@ def test_a_peer_without_an_interpreter_is_said_to_be_missing(modules, tmp_path):
     results = modules.performance.Results(tmp_path / "results.jsonl")
     runner = modules.performance.Runner(options, results)
     runner.prepare(case(modules, "torch FP32"))
-    runner.measure(case(modules, "torch FP32"), 1, 0)
+    runner.measure(case(modules, "torch FP32"), 1, 0, 100.0)
     (line,) = results.file.read_text().splitlines()
     assert json.loads(line)["error"] == "no interpreter for torch was given"
 
@@ -99,3 +99,19 @@ def test_every_case_is_known_by_a_key_of_its_own(modules):
     assert len({case.key(1, 0) for case in cases}) == len(cases) == len(set(cases))
     for found in cases:
         assert (BENCHMARKS / "peers" / found.script).is_file()
+
+
+def test_a_run_while_the_cores_moved_apart_is_repeated(modules, tmp_path, monkeypatch):
+    options = SimpleNamespace(peers=[], work=str(tmp_path / "work"), model=str(tmp_path))
+    results = modules.performance.Results(tmp_path / "results.jsonl")
+    runner = modules.performance.Runner(options, results)
+    speeds = iter((1.0, 2.0, 3.0))
+    monkeypatch.setattr(
+        runner, "_run", lambda *_: json.dumps({"decode": next(speeds), "prefill": {}})
+    )
+    trips = iter((100.0, 330.0, 330.0, 100.0, 110.0))  # before, after; twice before, after
+    monkeypatch.setattr(modules.performance, "round_trip", lambda: next(trips))
+    monkeypatch.setattr(modules.performance.time, "sleep", lambda _: None)
+    runner.measure(case(modules, "torch FP32"), 2, 0, 100.0)
+    assert [row["decode"] for row in results.rows] == [2.0]
+    assert results.rows[0]["exchange"] == 110.0
