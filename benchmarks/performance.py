@@ -10,12 +10,12 @@ torch (torch, transformers), llamacpp (llama-cpp-python, gguf), openvino (torch,
 (ctranslate2, torch, transformers), onnxruntime (onnxruntime, onnx, onnx-ir), deepsparse (deepsparse==1.8.0). Models
 beside `--model` are generated in the work folder, and so are the peers' own files, once.
 
-Systems take turns, one process at a time; a round, at one count of threads, begins with the bandwidth probe and ends
-when all had their turn. Virtual machines are moved within minutes, between cores that share a cache and cores that
-don't: a run waits until they are as far apart as when the round began. Results are JSON lines; a case and round that
-the file has from this CPU, known by its name and its best kernel row, is not run again, one that failed is tried again
-at the next start. Ratios are of one round; medians over the rounds are shown. `--parts` with nothing after it only
-writes table and picture.
+Systems take turns, one process at a time, in an order of its own in every round; a round, at one count of threads,
+begins with the bandwidth probe and ends when all had their turn. Virtual machines are moved within minutes, between
+cores that share a cache and cores that don't: a run waits until they are as far apart as when the round began. Results
+are JSON lines; a case and round that the file has from this CPU, known by its name and its best kernel row, is not run
+again, one that failed is tried again at the next start. Ratios are of one round; medians over the rounds are shown.
+`--parts` with nothing after it only writes table and picture.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -133,8 +134,9 @@ class Runner:
         settings = ["--threads", threads, "--prompt", case.length, "--tokens", case.shape.tokens]
         if (case.shape.name, case.name) in self.failed:
             return
-        for _ in range(TRIES):
-            settle(usual)
+        for _ in range(TRIES if threads > 1 else 1):
+            if threads > 1:
+                settle(usual)
             answer = self._run(
                 case, [*map(str, settings), *(["--prefill", *lengths] if lengths else [])]
             )
@@ -231,7 +233,9 @@ def run(options: argparse.Namespace, results: Results) -> None:
                     continue
                 probe(results, part, shape, threads, turn)
                 usual = round_trip()
-                for case in some:
+                for case in random.Random(turn).sample(
+                    some, len(some)
+                ):  # speed drifts within a round
                     runner.measure(case, threads, turn, usual)
 
 
