@@ -91,7 +91,7 @@ void attention(const OpsRow& row, Random& random, KvType type, bool scales, int6
     const std::vector<float> q = random.floats(tokens * heads * dim);
     std::vector<float> out(q.size());
     Attention a{layout, pages.data(), q.data(), static_cast<size_t>(heads * dim), out.data(),
-                static_cast<size_t>(heads * dim), heads, keys - tokens, 0.05F, nullptr, (keys + kChunk - 1) / kChunk};
+                static_cast<size_t>(heads * dim), heads, keys - tokens, 0.05F, nullptr, (keys + kChunk - 1) / kChunk, nullptr, 0};
     std::vector<float> partial(static_cast<size_t>(tokens * heads * a.chunks * a.partial_width()));
     a.partial = partial.data();
     const std::string what = "attention " + std::to_string(static_cast<int>(type)) + (scales ? " scales " : " ") +
