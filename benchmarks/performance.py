@@ -42,10 +42,9 @@ from paring.engine import _core
 
 PROBE_BYTES = 2**28  # far more than a cache holds
 TRIPS = 20_000
-TRIES, PATIENCE = (
-    3,
-    240.0,
-)  # runs of a case, and seconds to wait, for cores that are as far apart as in the round
+# Runs of a case, and seconds to wait before each, for cores that are as far apart as in the round.
+TRIES = 3
+PATIENCE = 240.0
 LIMIT = 3600  # seconds for one process
 
 Row = dict[str, Any]
@@ -233,9 +232,8 @@ def run(options: argparse.Namespace, results: Results) -> None:
                     continue
                 probe(results, part, shape, threads, turn)
                 usual = round_trip()
-                for case in random.Random(turn).sample(
-                    some, len(some)
-                ):  # speed drifts within a round
+                random.Random(turn).shuffle(some)  # speed drifts within a round
+                for case in some:
                     runner.measure(case, threads, turn, usual)
 
 
