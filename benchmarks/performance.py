@@ -42,9 +42,7 @@ from paring.engine import _core
 
 PROBE_BYTES = 2**28  # far more than a cache holds
 TRIPS = 20_000
-# Runs of a case, and seconds to wait before each, for cores that are as far apart as in the round.
-TRIES = 3
-PATIENCE = 240.0
+TRIES = 3  # runs of a case, for cores that are as far apart as in the round
 LIMIT = 3600  # seconds for one process
 
 Row = dict[str, Any]
@@ -135,7 +133,7 @@ class Runner:
             return
         for _ in range(TRIES if threads > 1 else 1):
             if threads > 1:
-                settle(usual)
+                settle(usual, self.options.patience)
             answer = self._run(
                 case, [*map(str, settings), *(["--prefill", *lengths] if lengths else [])]
             )
@@ -193,9 +191,9 @@ def alike(a: float, b: float) -> bool:
     return max(a, b) < 1.7 * min(a, b)
 
 
-def settle(usual: float) -> None:
-    """Wait until the cores are as far apart as usual, some minutes at most."""
-    until = time.monotonic() + PATIENCE
+def settle(usual: float, patience: float) -> None:
+    """Wait until the cores are as far apart as usual, at most `patience` seconds."""
+    until = time.monotonic() + patience
     while not alike(round_trip(), usual) and time.monotonic() < until:
         time.sleep(1)
 
@@ -255,6 +253,9 @@ def main() -> None:
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--first-round", type=int, default=0, help="leave out those before")
+    parser.add_argument(
+        "--patience", type=float, default=240, help="seconds to wait for cores as far apart, a run"
+    )
     parser.add_argument("--table", type=Path, help="write the tables into this page")
     parser.add_argument("--picture", type=Path, help="write the roofline here, growth beside it")
     options = parser.parse_args()
