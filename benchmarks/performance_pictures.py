@@ -197,10 +197,11 @@ def against_context(axis: Axes, results: Results) -> None:
     axis.set_xscale("symlog", linthresh=256)
     axis.set_xticks(CONTEXTS, [f"{length:,}" for length in CONTEXTS])
     axis.minorticks_off()
-    axis.set(xlabel="tokens in the context", ylabel="tokens/s", ylim=(0, None))
+    axis.set(xlabel="tokens in the context", ylabel="tokens/s")
+    axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the names
     axis.set_title(f"Context: {threads} threads", loc="left")
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="upper right", fontsize=8)
+        axis.legend(loc="upper right", fontsize=8, ncol=2)
 
 
 def against_batch(axis: Axes, results: Results) -> None:
