@@ -102,7 +102,9 @@ def test_every_case_is_known_by_a_key_of_its_own(modules):
 
 
 def test_a_run_while_the_cores_moved_apart_is_repeated(modules, tmp_path, monkeypatch):
-    options = SimpleNamespace(peers=[], work=str(tmp_path / "work"), model=str(tmp_path))
+    options = SimpleNamespace(
+        peers=[], work=str(tmp_path / "work"), model=str(tmp_path), patience=60.0
+    )
     results = modules.performance.Results(tmp_path / "results.jsonl")
     runner = modules.performance.Runner(options, results)
     speeds = iter((1.0, 2.0, 3.0))
