@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class Engine:
         began = time.perf_counter()
         if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
             raise GraphError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}")
+        if cache not in get_args(KvType):
+            raise GraphError(f"cache: no type {cache!r}; there are {', '.join(get_args(KvType))}")
         self.graph = graph
         self.context = graph.model.context
         self.vocabulary = graph.model.vocab_size

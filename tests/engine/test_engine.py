@@ -279,6 +279,8 @@ def test_bad_settings(engine: Engine, tmp_path: Path) -> None:
     for threads in (0, 10**6, 2**31, 1.5, True, "2"):
         with pytest.raises(GraphError, match="give a whole number from 1 to 1024"):
             Engine(engine.graph, threads)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match="no type 'int3'; there are auto, f32, f16, int8"):
+        Engine(engine.graph, cache="int3")  # type: ignore[arg-type]
     with pytest.raises(GraphError, match=r"no graph\.json"):
         Engine.load(tmp_path)
 
